@@ -1,0 +1,103 @@
+"""Prints the evaluation cases that the package index itself gives, as JSON lines `{"query", "accept", "slice"}`.
+
+`evaluation:` of app.yaml names it; `palate evaluate packages` runs it as a script.
+
+    evaluation.py korean|english [--split test|train|all] [--cache DIR] [--lists DIR]
+
+korean: the Korean short description -> its package. english: the opening of the long description without the words of
+the package's name -> its package. Both are asked for the packages that have a Korean translation; the split is `test`
+where the SHA-1 of the name ends in the hex digit 0 (one in sixteen), else `train`. Packages with one and the same query
+text cannot be told apart by it, so each of them is accepted.
+
+The English query is drawn from text that is searched as well: it measures known-item search, not understanding. The
+hand-written `evaluation/questions.jsonl` measures that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from catalogue import NO_INDEX, NoIndex, add_arguments, items_from, say
+
+LEAST_WORDS = 6
+MOST_WORDS = 30
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+HANGUL = re.compile(r"[가-힣]")
+
+
+def in_split(name: str, split: str) -> bool:
+    test = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest().endswith("0")
+    return split == "all" or test == (split == "test")
+
+
+def name_words(name: str) -> set[str]:
+    """The name and its parts, also without the marks of its kind: `libfoo2-dev` gives foo, `python3-foo` gives foo."""
+    parts = {p for p in re.split(r"[^a-z0-9]+|\d+(?=-|$)", name.lower()) if p}
+    bare = {p.removeprefix("lib") for p in parts} | {re.sub(r"\d+$", "", p) for p in parts}
+    return {w for w in {name.lower()} | parts | bare if len(w) > 1}
+
+
+def english_query(name: str, long: str) -> str:
+    """The first sentences of the long description, at least LEAST_WORDS and at most MOST_WORDS words of them, without
+    any word that the name has. Empty where too little is left."""
+    hidden = name_words(name)
+    kept: list[str] = []
+    for sentence in SENTENCE_END.split(" ".join(long.split())):
+        for word in sentence.split():
+            if not hidden & {word.lower().strip(".,;:()\"'"), *re.split(r"[^a-z0-9]+", word.lower())}:
+                kept.append(word)
+        if len(kept) >= LEAST_WORDS:
+            break
+    return " ".join(kept[:MOST_WORDS]) if len(kept) >= LEAST_WORDS else ""
+
+
+def query_of(kind: str, fields: Mapping[str, Any]) -> str:
+    if kind == "english":
+        return english_query(fields["name"], fields["long"])
+    # A few "translations" are still English: they would ask nothing of Korean.
+    return fields["short_ko"] if HANGUL.search(fields["short_ko"]) else ""
+
+
+def cases(kind: str, items: Iterable[Mapping[str, Any]], split: str) -> Iterator[dict[str, Any]]:
+    """In the order of the items. `items` is read once."""
+    asked: list[tuple[str, str]] = []
+    named: dict[str, list[str]] = {}
+    for item in items:
+        fields = item["fields"]
+        if kind == "korean" and "short_ko" not in fields:
+            continue
+        query = query_of(kind, fields)
+        if query:
+            named.setdefault(query, []).append(item["id"])
+            if "short_ko" in fields and in_split(item["id"], split):
+                asked.append((item["id"], query))
+    for _, query in asked:
+        yield {"query": query, "accept": named[query], "slice": kind}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Print the evaluation cases of the package index as JSON lines.")
+    parser.add_argument("kind", choices=["korean", "english"])
+    parser.add_argument("--split", choices=["test", "train", "all"], default="test")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    count = 0
+    try:
+        for case in cases(arguments.kind, items_from(arguments), arguments.split):
+            print(json.dumps(case, ensure_ascii=False))
+            count += 1
+    except NoIndex as error:
+        say(f"packages: {error}")
+        return NO_INDEX
+    say(f"packages: {count:,} {arguments.kind} cases of the {arguments.split} split")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

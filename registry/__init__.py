@@ -1,0 +1,1 @@
+"""Releases: what they are, where they are kept, and which one serves."""

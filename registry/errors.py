@@ -1,0 +1,30 @@
+"""The error tree of the registry.
+
+    RegistryError
+      ReleaseNotFound      name a version or alias that exists
+      ReleaseRefused       publish a sound release: fingerprints or contents do not match
+      RegistryUnavailable  wait, then try again
+      DatabaseRefused      give the URL of a database that this version of Palate can use
+"""
+
+from __future__ import annotations
+
+
+class RegistryError(Exception):
+    """Something about a release that a person can act upon; the message names the fault and the fix."""
+
+
+class ReleaseNotFound(RegistryError):
+    pass
+
+
+class ReleaseRefused(RegistryError):
+    pass
+
+
+class RegistryUnavailable(RegistryError):
+    pass
+
+
+class DatabaseRefused(RegistryError):
+    pass

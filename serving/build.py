@@ -1,0 +1,144 @@
+"""Wires a release's components into phases in this process. No Ray here: `serving.app` calls it in replicas,
+`training.evaluate` in a job, tests in theirs; all of them run the very pipeline that serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.errors import ReleaseRefused
+from registry.ports import ReleaseStore
+from registry.schema import ReleaseVersion
+from serving import metrics
+from serving.components.catalogue import Catalogue
+from serving.components.index import IndexInfo
+from serving.components.rules import load_rules
+from serving.config import ServingConfig
+from serving.items import ExpansionFollower, ExpansionStore, Followers, ItemFollower
+from serving.pipeline import Pipeline
+from serving.ports import Embedder, ItemStore, Source, Understander, Vectors
+from serving.retrieve.embedding_cache import CachedEmbedder
+from serving.retrieve.lexical import LexicalSource
+from serving.retrieve.make_embedder import make_embedder
+from serving.retrieve.retrieval import DenseSource, Retrieval
+from serving.retrieve.rules import RulesSource
+from serving.retrieve.vectors import load_vector_source
+from serving.schema import AppSpec, Query, SourceSpec, Understood
+from serving.understand.order_lines import OrderLines
+from serving.understand.plain import Plain
+
+Folders = Mapping[str, Path]
+"""Component name -> the folder of its verified files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """One embedder, as queries (awaited) and as changed items (from a thread) reach it."""
+
+    embed: Callable[[Sequence[str]], Awaitable[Vectors]]
+    embed_now: Callable[[Sequence[str]], Vectors]
+    fingerprint: str
+
+
+def fetch_components(version: ReleaseVersion, store: ReleaseStore, cache: Path, names: Sequence[str] = ()) -> Folders:
+    """The folders of a release's components (those whose name starts with one of `names`; all by default).
+
+    Raises ReleaseRefused when files were altered, RegistryUnavailable when the store cannot be reached.
+    """
+    wanted = [c for c in version.release.components if not names or c.name.startswith(tuple(names))]
+    return {component.name: store.fetch(component, cache) for component in wanted}
+
+
+def build_understander(spec: AppSpec) -> Understander:
+    if spec.understand.engine == "order_lines":
+        return OrderLines(spec.understand.max_lines)
+    return Plain()
+
+
+def build_embedders(spec: AppSpec, folders: Folders, config: ServingConfig) -> dict[str, Embedder]:
+    """Embedder name -> the loaded embedder, cached and counted. Loads each once, however many sources share it."""
+    embedders: dict[str, Embedder] = {}
+    for source in spec.retrieve.sources.values():
+        if source.engine == "dense" and source.embedder not in embedders:
+            embedder = make_embedder(
+                folders[f"embedder.{source.embedder}"],
+                source.precision,
+                threads=config.compute_threads,
+                max_tokens=source.max_tokens,
+            )
+            embedders[source.embedder] = CachedEmbedder(embedder, config.embedding_cache)
+    return embedders
+
+
+def near(embedder: Embedder) -> Embedding:
+    """An embedder of this process, run in a thread."""
+
+    async def embed(texts: Sequence[str]) -> Vectors:
+        return await asyncio.get_running_loop().run_in_executor(None, embedder.embed, texts)
+
+    return Embedding(embed, embedder.embed, embedder.fingerprint)
+
+
+def build_retrieval(
+    spec: AppSpec, folders: Folders, embeddings: Mapping[str, Embedding], catalogue: Catalogue | None = None
+) -> Retrieval:
+    """Raises ReleaseRefused when an index was built by another embedder than the one at hand."""
+    catalogue = catalogue or Catalogue.load(folders["catalogue"])
+    sources: dict[str, Source | DenseSource] = {}
+    for name, source in spec.retrieve.sources.items():
+        folder = folders[f"retrieve.{name}"]
+        if source.engine == "dense":
+            sources[name] = _dense(name, spec, source, folder, embeddings[source.embedder])
+        elif source.engine == "lexical":
+            sources[name] = LexicalSource.load(folder)
+        else:
+            items = [catalogue.item(row) for row in range(catalogue.snapshot_rows)]
+            rules = load_rules(folder)
+            sources[name] = RulesSource(items, rules.weights, rules.aliases, rules.options)
+    return Retrieval(spec, catalogue, sources)
+
+
+def _dense(name: str, spec: AppSpec, source: SourceSpec, folder: Path, embedding: Embedding) -> DenseSource:
+    built_by = IndexInfo.load(folder).embedder_fingerprint
+    if built_by != embedding.fingerprint:
+        raise ReleaseRefused(
+            f"retrieve.{name} was built by embedder {built_by[:12]}, but the release's {source.embedder} is "
+            f"{embedding.fingerprint[:12]}: build the index again with `palate index {spec.name}`"
+        )
+    fields = tuple(spec.text_weights(source))
+    return DenseSource(load_vector_source(folder), fields, embedding.embed, embedding.embed_now)
+
+
+def build_followers(
+    version: ReleaseVersion,
+    spec: AppSpec,
+    retrieval: Retrieval,
+    items: ItemStore,
+    expansions: ExpansionStore,
+    interval_s: float,
+) -> Followers:
+    followers: list[ItemFollower | ExpansionFollower] = [
+        ItemFollower(items, spec.name, version.release.items_seq, retrieval.apply)
+    ]
+    if spec.feedback.learn_expansions:
+        followers.append(ExpansionFollower(expansions, spec.name, retrieval.set_expansions))
+    return Followers(spec.name, followers, interval_s)
+
+
+def build_pipeline(understander: Understander, retrieval: Retrieval) -> Pipeline:
+    """Both phases in this process."""
+
+    async def understand(queries: Sequence[Query]) -> list[list[Understood]]:
+        return understander.understand(queries)  # string work of microseconds: a thread would cost more
+
+    return Pipeline(understand, retrieval)
+
+
+def count_cache(app: str, embedder: Embedder) -> None:
+    """Bring the cache counters of the metrics up to the embedder's own."""
+    if isinstance(embedder, CachedEmbedder):
+        stats = embedder.take_stats()
+        metrics.CACHE.labels(app, "hit").inc(stats.hits)
+        metrics.CACHE.labels(app, "miss").inc(stats.misses)

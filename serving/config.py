@@ -1,0 +1,76 @@
+"""How this process is set up: one frozen tree, read once from `PALATE_*` variables, handed to whoever needs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.errors import BadRequest
+
+
+class Limits(BaseModel):
+    """What one request, and one replica, may ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="A longer request body is refused with 413.")
+    max_queries: int = Field(64, ge=1, description="Most texts in one query request.")
+    max_query_chars: int = Field(20_000, ge=1, description="Longest query text.")
+    max_top_k: int = Field(100, ge=1, description="Most results per query.")
+    max_items: int = Field(1000, ge=1, description="Most items in one upsert or delete.")
+    max_batch: int = Field(32, ge=1, description="Most queries that go through the pipeline together.")
+    max_queue: int = Field(1024, ge=1, description="Queries waiting per app; one more is refused with 429.")
+    rate_per_s: float = Field(0.0, ge=0, description="Requests per second and key where the key sets none; 0: no limit.")
+
+
+class ServingConfig(BaseModel):
+    """The environment of a serving process. `from_env` reads PALATE_<FIELD>, e.g. PALATE_HOME."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(Path.home() / ".palate", description="All local state.")
+    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in home.")
+    mlflow_uri: str = Field("", description="MLflow tracking server.")
+    apps: tuple[str, ...] = Field((), description="Apps to serve: names of MLflow registered models.")
+    embedding_cache: int = Field(20_000, ge=0, description="Query vectors kept per release; 0: no cache.")
+    threads: int = Field(0, ge=0, description="Compute threads of a replica; 0: all cores this process may use.")
+    refresh_s: float = Field(2.0, gt=0, description="How often the registry is asked what `stable` points at.")
+    follow_s: float = Field(0.5, gt=0, description="How often the catalogue is asked for changes.")
+    log: str = Field("stderr", description="Where JSON logs go: `stderr` or a file.")
+    limits: Limits = Limits()
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'palate.db'}"
+
+    @property
+    def component_cache(self) -> Path:
+        return self.home / "components"
+
+    @property
+    def compute_threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> ServingConfig:
+        """Raises BadRequest that names the variable at fault."""
+        env = os.environ if env is None else env
+        values: dict[str, Any] = {}
+        limits: dict[str, str] = {}
+        for name in cls.model_fields:
+            text = env.get(f"PALATE_{name.upper()}")
+            if name != "limits" and text is not None:
+                values[name] = tuple(a for a in text.split(",") if a) if name == "apps" else text
+        for name in Limits.model_fields:
+            if (text := env.get(f"PALATE_{name.upper()}")) is not None:
+                limits[name] = text
+        try:
+            return cls.model_validate({**values, "limits": limits})
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = f"PALATE_{str(first['loc'][-1]).upper()}"
+            raise BadRequest(f"{variable}={first['input']!r}: {first['msg']}", field=variable) from None

@@ -1,0 +1,64 @@
+"""Assembles the HTTP app: routes, error bodies, the OpenAPI document. `Services` is all it needs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from serving.config import ServingConfig
+from serving.feedback import FeedbackRecorder
+from serving.ingress import catalogue, embeddings, feedback, openapi, operations, problems, query
+from serving.ingress.recent import RecentTraces
+from serving.keys import ApiKeys, RateLimiter
+from serving.ports import FeedbackStore, ItemStore
+from serving.router import Router
+from serving.trace import TraceWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call. `wall_clock` gives Unix seconds; `close` is called when the server stops."""
+
+    config: ServingConfig
+    router: Router
+    keys: ApiKeys
+    limiter: RateLimiter
+    items: ItemStore
+    feedback: FeedbackRecorder
+    feedback_store: FeedbackStore
+    traces: TraceWriter
+    recent: RecentTraces
+    trace_secret: bytes
+    wall_clock: Callable[[], float]
+    close: Callable[[], None]
+
+
+def build_ingress(services: Services) -> FastAPI:
+    """The FastAPI app; its lifespan loads what `stable` points at and keeps following it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await services.router.refresh()
+        services.router.start(services.config.refresh_s)
+        yield
+        await services.router.close()
+        services.close()
+
+    api = FastAPI(
+        title="Palate",
+        version=version("palate"),
+        description="Search, ranking and generation over a company's own catalogue.",
+        docs_url=None,  # the page would load its scripts from a CDN, which an air-gapped cluster has not
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    api.state.services = services
+    for module in (query, feedback, catalogue, embeddings, operations):
+        api.include_router(module.routes)
+    problems.install(api)
+    openapi.install(api)
+    return api

@@ -1,0 +1,62 @@
+"""Completes /openapi.json: request bodies (validated by hand on the hot path), problems and the key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from serving.ingress.models import (
+    DeleteRequest,
+    EmbeddingsRequest,
+    FeedbackRequest,
+    ItemsRequest,
+    Problem,
+    QueryRequest,
+)
+
+BODIES: dict[tuple[str, str], type[BaseModel]] = {
+    ("/v1/apps/{app}/query", "post"): QueryRequest,
+    ("/v1/apps/{app}/feedback", "post"): FeedbackRequest,
+    ("/v1/apps/{app}/items", "put"): ItemsRequest,
+    ("/v1/apps/{app}/items", "delete"): DeleteRequest,
+    ("/v1/embeddings", "post"): EmbeddingsRequest,
+}
+OPEN = ("/healthz", "/readyz", "/metrics")
+
+
+def install(api: FastAPI) -> None:
+    def build() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            api.openapi_schema = complete(
+                get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+            )
+        return api.openapi_schema
+
+    api.openapi = build  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Add to a document of FastAPI's what it cannot see."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for model in (*BODIES.values(), Problem):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if path not in OPEN:
+                operation["security"] = [{"key": []}]
+            if body := BODIES.get((path, method)):
+                content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+                operation["requestBody"] = {"required": method != "delete", "content": content}
+            operation["responses"].pop("422", None)
+            problem = {"$ref": "#/components/schemas/Problem"}
+            operation["responses"]["default"] = {
+                "description": "A problem: what to change, or when to try again.",
+                "content": {"application/problem+json": {"schema": problem}},
+            }
+    return document

@@ -1,0 +1,58 @@
+"""What operators and orchestrators ask: alive, ready, metrics, which apps."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from serving import metrics
+from serving.ingress.access import admit, services_of
+
+routes = APIRouter()
+
+
+@routes.get("/healthz", tags=["operations"])
+async def healthz() -> dict[str, str]:
+    """The process answers. Says nothing of its apps: restarting it would not help them."""
+    return {"status": "ok"}
+
+
+@routes.get("/readyz", tags=["operations"])
+async def readyz(request: Request) -> Response:
+    """200 when every app's stable release has answered a real query here, else 503 with why not."""
+    problems = dict(services_of(request).router.problems())
+    body = {"ready": not problems, "problems": problems}
+    return Response(orjson.dumps(body), 503 if problems else 200, media_type="application/json")
+
+
+@routes.get("/metrics", tags=["operations"])
+async def prometheus(request: Request) -> Response:
+    """Prometheus text format, for all processes of this node."""
+    services = services_of(request)
+    metrics.TRACES_DROPPED.set(services.traces.dropped)
+    text = await asyncio.to_thread(metrics.render)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@routes.get("/v1/apps", response_class=Response, tags=["operations"])
+async def apps(request: Request) -> Response:
+    """The apps this endpoint serves, with the release of each."""
+    services = services_of(request)
+    await admit(request, "query")
+    problems = services.router.problems()
+    listed = []
+    for name, served in services.router.apps().items():
+        entry = {"name": name, "ready": served is not None}
+        if served is None:
+            entry["problem"] = problems.get(name, "")
+        else:
+            entry |= {
+                "release": served.version,
+                "description": served.spec.description,
+                "items": await asyncio.to_thread(services.items.count, name),
+                "example_query": served.spec.example_query,
+            }
+        listed.append(entry)
+    return Response(orjson.dumps({"apps": listed}), media_type="application/json")

@@ -1,0 +1,66 @@
+"""Every error as one JSON problem body (RFC 9457), by the one table in `serving.errors`."""
+
+from __future__ import annotations
+
+import math
+import uuid
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from serving.errors import STATUS, Overloaded, PalateError, PhaseFailed, Unauthorized
+from serving.logs import get_log
+
+log = get_log(__name__)
+
+
+def trace_id_of(request: Request) -> str:
+    """The id of this request: set once the release is known, else made here so that errors carry one too."""
+    if not hasattr(request.state, "trace_id"):
+        request.state.trace_id = uuid.uuid4().hex
+    return str(request.state.trace_id)
+
+
+def status_of(error: PalateError) -> int:
+    return next(status for kind, status in STATUS.items() if isinstance(error, kind))
+
+
+def problem(request: Request, error: PalateError) -> Response:
+    status = status_of(error)
+    headers = {"retry-after": str(math.ceil(error.retry_after_s))} if isinstance(error, Overloaded) else {}
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = 'Bearer realm="palate"'
+    if status >= 500:
+        log.error("request.failed", trace_id=trace_id_of(request), path=request.url.path, error=error.detail)
+    return _body(request, status, error.title, error.detail, error.field, headers)
+
+
+def install(api: FastAPI) -> None:
+    async def on_palate_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, PalateError)
+        return problem(request, error)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
+        return _body(request, error.status_code, str(error.detail), detail, None, dict(error.headers or {}))
+
+    async def on_anything_else(request: Request, error: Exception) -> Response:
+        log.error("request.crashed", trace_id=trace_id_of(request), path=request.url.path, exc_info=error)
+        return problem(request, PhaseFailed("an internal error; the log has it under this trace id", phase="ingress"))
+
+    api.add_exception_handler(PalateError, on_palate_error)
+    api.add_exception_handler(HTTPException, on_http_exception)
+    api.add_exception_handler(Exception, on_anything_else)
+
+
+def _body(  # noqa: PLR0913 - the members of a problem
+    request: Request, status: int, title: str, detail: str, field: str | None, headers: dict[str, str]
+) -> Response:
+    trace_id = trace_id_of(request)
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "trace_id": trace_id}
+    if field:
+        body["field"] = field
+    headers["x-trace-id"] = trace_id
+    return Response(orjson.dumps(body), status, headers, media_type="application/problem+json")

@@ -1,0 +1,23 @@
+"""The traces of the last moments, in memory: feedback often comes within seconds, before its trace is in the database."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from serving.schema import Trace
+
+
+class RecentTraces:
+    """The newest `size` traces this replica answered. Used from the event loop only, so it needs no lock."""
+
+    def __init__(self, size: int = 20_000) -> None:
+        self._size = size
+        self._traces: OrderedDict[str, Trace] = OrderedDict()
+
+    def remember(self, trace: Trace) -> None:
+        self._traces[trace.trace_id] = trace
+        if len(self._traces) > self._size:
+            self._traces.popitem(last=False)
+
+    def get(self, trace_id: str) -> Trace | None:
+        return self._traces.get(trace_id)

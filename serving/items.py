@@ -1,0 +1,112 @@
+"""Keeps a replica up with what changes beside its release: the catalogue, and the abbreviations its users taught.
+
+Every replica that holds a catalogue runs one `Followers`. The item store is asked for changes by sequence number, so
+none is missed, whoever wrote them; after a restart it starts again from the number its release was built at.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from serving import metrics
+from serving.errors import StoreUnavailable
+from serving.logs import get_log
+from serving.ports import Expansions, ItemStore
+from serving.schema import Item
+
+PAGE = 500
+
+log = get_log(__name__)
+
+
+class ItemFollower:
+    """Applies the changes of `app` after `seq`, oldest first."""
+
+    def __init__(
+        self, store: ItemStore, app: str, seq: int, apply: Callable[[Sequence[Item], Sequence[str]], None]
+    ) -> None:
+        self._store = store
+        self._app = app
+        self._apply = apply
+        self.seq = seq
+
+    def catch_up(self) -> int:
+        """Apply what there is; returns how many changes. Raises StoreUnavailable."""
+        applied = 0
+        while True:
+            upserts, deletes, seq = self._store.changes(self._app, self.seq, PAGE)
+            if not upserts and not deletes:
+                return applied
+            metrics.ITEMS_LAG.labels(self._app).set(max(0, self._store.sequence(self._app) - self.seq))
+            self._apply(upserts, deletes)
+            self.seq = seq
+            applied += len(upserts) + len(deletes)
+            metrics.ITEMS_LAG.labels(self._app).set(max(0, self._store.sequence(self._app) - self.seq))
+
+
+class ExpansionStore(Protocol):
+    def all(self, app: str) -> Expansions: ...
+
+    def version(self, app: str) -> int: ...
+
+
+class ExpansionFollower:
+    """Hands the app's learned abbreviations on whenever their version moved."""
+
+    def __init__(self, store: ExpansionStore, app: str, apply: Callable[[Expansions], None]) -> None:
+        self._store = store
+        self._app = app
+        self._apply = apply
+        self._version = 0
+
+    def catch_up(self) -> int:
+        """1 if there was something new, else 0. Raises StoreUnavailable."""
+        version = self._store.version(self._app)
+        if version == self._version:
+            return 0
+        self._apply(self._store.all(self._app))
+        self._version = version
+        return 1
+
+
+class Followers:
+    """Runs every follower of one release each `interval_s`, in one thread, until `close`."""
+
+    def __init__(self, app: str, followers: Sequence[ItemFollower | ExpansionFollower], interval_s: float) -> None:
+        self._app = app
+        self._followers = followers
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name=f"follow-{app}", daemon=True)
+
+    def start(self) -> None:
+        """Catches up once before it returns, where the database lets it; then goes on in the background."""
+        self._catch_up_all(failing=False)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def _follow(self) -> None:
+        failing = False
+        while not self._stop.wait(self._interval_s):
+            failing = self._catch_up_all(failing)
+
+    def _catch_up_all(self, failing: bool) -> bool:
+        """True if one could not; says so in the log once, not each time."""
+        try:
+            for follower in self._followers:
+                follower.catch_up()
+        except StoreUnavailable as error:
+            if not failing:
+                log.warning("follow.unavailable", app=self._app, detail=error.detail)
+            return True
+        except Exception as error:  # noqa: BLE001 - outermost loop of a worker
+            if not failing:
+                log.error("follow.failed", app=self._app, error=repr(error), exc_info=True)
+            return True
+        return False

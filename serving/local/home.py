@@ -1,0 +1,147 @@
+"""The folder that holds all local state, and who is using it: one `palate up` at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+MIN_FREE_BYTES = 2 * 2**30
+
+
+class SetupError(Exception):
+    """Something about this machine that stops `palate up`; the message names it and the fix in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A `palate up` that runs: its process (`created_s` tells it from a later one with the same pid) and ports."""
+
+    pid: int
+    created_s: float
+    port: int
+    mlflow_port: int
+    apps: tuple[str, ...]
+    ready: bool = False
+    children: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths under PALATE_HOME."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def state_file(self) -> Path:
+        return self.run / "up.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.run / "up.lock"
+
+    @property
+    def sockets(self) -> Path:
+        """A short folder of this home's own for Unix sockets, whose paths may have 107 characters only."""
+        digest = hashlib.blake2s(str(self.root.resolve()).encode(), digest_size=5).hexdigest()
+        return Path(tempfile.gettempdir()) / f"palate-{os.getuid()}-{digest}"
+
+    @property
+    def api_key_file(self) -> Path:
+        return self.root / "api-key"
+
+    def prepare(self) -> None:
+        """Raises SetupError when the folder cannot be written or its disk is nearly full."""
+        try:
+            for folder in (self.root, self.run, self.logs, self.sockets):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self.sockets.stat().st_uid != os.getuid():
+                raise SetupError(f"{self.sockets} belongs to another user: remove it, or choose another --home")
+            probe = self.run / f"probe-{os.getpid()}"
+            probe.write_text("x")
+            probe.unlink()
+        except OSError as error:
+            raise SetupError(f"{self.root} cannot be written ({error.strerror}): choose another with --home") from None
+        free = shutil.disk_usage(self.root).free
+        if free < MIN_FREE_BYTES:
+            raise SetupError(
+                f"only {free / 2**30:.1f} GiB free on the disk of {self.root}: free at least "
+                f"{MIN_FREE_BYTES // 2**30} GiB, or choose another disk with --home"
+            )
+
+    def running(self) -> Running | None:
+        """The `palate up` of this home that is alive, or None."""
+        state = self.last_state()
+        return state if state is not None and alive(state.pid, state.created_s) else None
+
+    def last_state(self) -> Running | None:
+        try:
+            raw = json.loads(self.state_file.read_text(encoding="utf-8"))
+            children = tuple((int(pid), float(at)) for pid, at in raw.pop("children"))
+            return Running(**{**raw, "apps": tuple(raw["apps"]), "children": children})
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
+
+    def write_state(self, state: Running) -> None:
+        temporary = self.state_file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        temporary.replace(self.state_file)
+
+    def secret(self, name: str) -> bytes:
+        """32 random bytes, made on first use, readable by the owner only."""
+        path = self.root / f"{name}.secret"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return bytes.fromhex(path.read_text())
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+        return bytes.fromhex(path.read_text())
+
+
+def alive(pid: int, created_s: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created_s) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def check_port(port: int, option: str) -> None:
+    """Raises SetupError when somebody listens on the port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SetupError(f"port {port} is in use ({error.strerror}): choose another with {option}") from None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

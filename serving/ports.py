@@ -1,0 +1,107 @@
+"""What the pipeline needs from its adapters. Each adapter takes a batch, blocks, and knows nothing of Ray.
+
+`build` makes them from a release; `fakes` ships a stand-in for each, held to the same contract tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.schema import FeedbackEvent, Item, Query, Trace, Understood
+
+Vectors = NDArray[np.float32]
+"""(n, dimension), rows of unit length."""
+
+Mask = NDArray[np.bool_]
+"""(rows,) of the live catalogue: True where a row may be returned."""
+
+
+class Hits(NamedTuple):
+    """Rows of the live catalogue and their scores, best first: both (k,)."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class Understander(Protocol):
+    def understand(self, queries: Sequence[Query]) -> list[list[Understood]]:
+        """Per query its lines, at least one; order and length of the outer list are kept."""
+
+
+class Embedder(Protocol):
+    fingerprint: str
+    dimension: int
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """(len(texts), dimension) float32, unit rows; an empty text gives a valid row too."""
+
+
+class Source(Protocol):
+    """Proposes candidates from text: rules and lexical search, over the rows of the live catalogue."""
+
+    def search(self, queries: Sequence[Query], allowed: Sequence[Mask | None], top_k: int) -> list[Hits]:
+        """Per query at most `top_k` rows, best first; only rows where `allowed[i]` is True (None: every row)."""
+
+    def add(self, first_row: int, items: Sequence[Item]) -> None:
+        """Rows `first_row`, `first_row + 1`, … are these items from now on. Visible to the next search; called by one
+        thread at a time, while others search. Old rows of the same items are masked by the catalogue, not here."""
+
+
+class VectorSource(Protocol):
+    """Proposes candidates from query vectors: exact and ANN search, over the rows of the live catalogue."""
+
+    def search(self, vectors: Vectors, allowed: Sequence[Mask | None], top_k: int) -> list[Hits]:
+        """As `Source.search`; the score is the cosine, -1..1."""
+
+    def add(self, first_row: int, vectors: Vectors) -> None:
+        """As `Source.add`; `vectors[i]` embeds row `first_row + i`."""
+
+
+class ItemStore(Protocol):
+    """The catalogue in SQL. Each write gets a sequence number per app, in commit order, without gaps in visibility."""
+
+    def upsert(self, app: str, items: Sequence[Item]) -> int:
+        """Durable when it returns: the app's sequence number after the write."""
+
+    def delete(self, app: str, ids: Sequence[str]) -> int:
+        """As `upsert`; an id that is not there is ignored."""
+
+    def get(self, app: str, ids: Sequence[str]) -> list[Item | None]:
+        """In the order of `ids`; None where there is no such item."""
+
+    def page(self, app: str, limit: int, cursor: str | None) -> tuple[list[Item], str | None]:
+        """Items in id order after `cursor`, and the next cursor, None at the end."""
+
+    def changes(self, app: str, after_seq: int, limit: int) -> tuple[list[Item], list[str], int]:
+        """(upserted items, deleted ids, last sequence number) of the changes after `after_seq`, oldest first."""
+
+    def scan(self, app: str) -> Iterator[Item]:
+        """Every live item, in id order, in bounded memory."""
+
+    def count(self, app: str) -> int: ...
+
+    def sequence(self, app: str) -> int:
+        """The app's newest sequence number; 0 before its first write."""
+
+
+class FeedbackStore(Protocol):
+    def record_traces(self, traces: Iterable[Trace]) -> None: ...
+
+    def trace(self, trace_id: str) -> Trace | None: ...
+
+    def record(self, event: FeedbackEvent) -> bool:
+        """Durable when it returns. False if the app's `event_id` was stored before."""
+
+    def record_many(self, events: Sequence[FeedbackEvent]) -> list[bool]:
+        """`record` for several at once: all are durable when it returns, none was stored when it raises."""
+
+    def events(self, app: str, after: int, limit: int) -> list[tuple[int, FeedbackEvent]]:
+        """(sequence number, event) after `after`, oldest first."""
+
+
+Expansions = Mapping[str, Mapping[str, str]]
+"""user -> the token as that user writes it -> the words it stands for."""

@@ -1,0 +1,1 @@
+"""Ways to propose candidates for a query, one adapter per file or folder."""

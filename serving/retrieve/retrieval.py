@@ -1,0 +1,112 @@
+"""The retrieve phase of one release: asks its sources, in order or together, and fuses what they say.
+
+Built by `serving.build`; called by the pipeline with a batch, in the router's process or in a replica of its own. It
+also takes catalogue changes, so that sources and rows stay in step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from serving.components.catalogue import Catalogue
+from serving.components.text import item_text
+from serving.ports import Expansions, Hits, Mask, Source, Vectors, VectorSource
+from serving.retrieve import fusion
+from serving.retrieve.rules import RulesSource
+from serving.schema import AppSpec, Candidate, Item, Query, Result
+
+
+@dataclass(frozen=True, slots=True)
+class DenseSource:
+    """A vector source with the embedder its index was built by: near (in a thread) or far (a Serve handle).
+
+    `embed` is for queries, awaited; `embed_now` for changed items, called from the follower's thread.
+    """
+
+    vectors: VectorSource
+    fields: Sequence[str]
+    embed: Callable[[Sequence[str]], Awaitable[Vectors]]
+    embed_now: Callable[[Sequence[str]], Vectors]
+
+
+class Retrieval:
+    """Async callable over a batch of queries; see `serving.pipeline.Retrieve`."""
+
+    def __init__(self, spec: AppSpec, catalogue: Catalogue, sources: Mapping[str, Source | DenseSource]) -> None:
+        self._spec = spec.retrieve
+        self._catalogue = catalogue
+        self._sources = sources
+        self._fuse = fusion.Fusion(spec.retrieve)
+        self._writing = threading.Lock()
+
+    async def __call__(self, queries: Sequence[Query]) -> list[Result]:
+        masks = [self._catalogue.allowed(query.filters) for query in queries]
+        found: list[dict[str, Hits]] = [{} for _ in queries]
+        if self._spec.fusion.method == "cascade":
+            await self._cascade(queries, masks, found)
+        else:
+            everyone = range(len(queries))
+            await asyncio.gather(*(self._ask(name, everyone, queries, masks, found) for name in self._sources))
+        return [self._result(hits, query.top_k) for hits, query in zip(found, queries, strict=True)]
+
+    def apply(self, upserts: Sequence[Item], deletes: Sequence[str]) -> None:
+        """Make catalogue changes visible. Blocks while the new texts are embedded; safe to repeat."""
+        with self._writing:
+            first = self._catalogue.rows
+            if upserts:
+                for source in self._sources.values():
+                    if isinstance(source, DenseSource):
+                        texts = [item_text(item, source.fields) for item in upserts]
+                        source.vectors.add(first, source.embed_now(texts))
+                    else:
+                        source.add(first, upserts)
+            # Last: a row is live only once every source knows it.
+            self._catalogue.apply(upserts, deletes)
+
+    def set_expansions(self, expansions: Expansions) -> None:
+        for source in self._sources.values():
+            if isinstance(source, RulesSource):
+                source.set_expansions(expansions)
+
+    async def _cascade(
+        self, queries: Sequence[Query], masks: Sequence[Mask | None], found: list[dict[str, Hits]]
+    ) -> None:
+        undecided: Sequence[int] = range(len(queries))
+        for name in self._spec.fusion.order:
+            await self._ask(name, undecided, queries, masks, found)
+            undecided = [i for i in undecided if not fusion.decided(found[i][name], self._spec.fusion)]
+            if not undecided:
+                return
+
+    async def _ask(
+        self,
+        name: str,
+        which: Sequence[int],
+        queries: Sequence[Query],
+        masks: Sequence[Mask | None],
+        found: list[dict[str, Hits]],
+    ) -> None:
+        source, top_k = self._sources[name], self._spec.sources[name].top_k
+        asked = [queries[i] for i in which]
+        allowed = [masks[i] for i in which]
+        loop = asyncio.get_running_loop()
+        if isinstance(source, DenseSource):
+            vectors = await source.embed([query.text for query in asked])
+            hits = await loop.run_in_executor(None, source.vectors.search, vectors, allowed, top_k)
+        else:
+            hits = await loop.run_in_executor(None, source.search, asked, allowed, top_k)
+        for i, one in zip(which, hits, strict=True):
+            found[i][name] = one
+
+    def _result(self, hits: Mapping[str, Hits], top_k: int) -> Result:
+        rows = self._catalogue.rows  # a source may know a row before it is live
+        merged = [m for m in self._fuse.merge(hits, top_k) if m.row < rows]
+        candidates = [
+            Candidate(self._catalogue.ids[m.row], m.score, m.source, m.scores, self._catalogue.document(m.row))
+            for m in merged
+        ]
+        abstained = not candidates or candidates[0].score < self._spec.fusion.abstain_below
+        return Result(candidates, abstained)

@@ -1,0 +1,141 @@
+"""What speaks for each item, and the probability that follows from it.
+
+Called by `source`. Pure. The features are few and each can be read: how much of the query the item explains, how much of
+the item the query names, how alike the whole strings are, and by how much the next other name is behind.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import Indel
+from rapidfuzz.process import cdist
+
+from serving.retrieve.rules import spelling
+from serving.retrieve.rules.index import Index
+from serving.retrieve.rules.match import Matches
+from serving.retrieve.rules.numbers import STANDARD_ML
+from serving.retrieve.rules.reading import Reading
+
+CLOSE = 24  # items whose whole strings are compared
+# Order of the candidates: query coverage first, the rest breaks its ties.
+RANKING = {"query": 0.60, "item": 0.16, "grams": 0.12, "edit": 0.12}
+YEAR_OTHER, VOLUME_OTHER, VOLUME_UNASKED = 0.05, 0.10, 0.03  # what a mismatch of year or volume costs in that order
+NEWER = 1e-5  # per year: of items that tie, the newest first
+
+# Logistic regression over the features; fitted on the example's dev split (see tests/unit/test_rules_calibration.py).
+FULL = {"bias": -9.0, "query": 9.0, "item": 3.0, "edit": 2.0, "margin": 10.0}
+PLAIN = {"bias": -6.0, "query": 7.0, "item": 2.0, "edit": 0.0, "margin": 10.0}
+WIDEST_MARGIN = 0.25
+
+
+class Evidence(NamedTuple):
+    """Parallel arrays over the candidates, best first."""
+
+    rows: NDArray[np.int64]
+    query: NDArray[np.float64]
+    item: NDArray[np.float64]
+    grams: NDArray[np.float64]
+    edit: NDArray[np.float64]
+    order: NDArray[np.float64]
+    margin: NDArray[np.float64]
+
+
+def explained(index: Index, reading: Reading) -> NDArray[np.float64]:
+    """(items,) the weight of the query's pieces that each item explains, over the best way to join them into words."""
+    best = [np.zeros(len(index.items))]
+    for end in range(1, len(reading.pieces) + 1):
+        ways = [best[start] + sum(reading.weights[start:end]) * _items(index, reading.spans[start, end])
+                for start in range(max(0, end - 4), end) if (start, end) in reading.spans]  # fmt: skip
+        best.append(np.maximum.reduce(ways))
+    return best[-1]
+
+
+def _items(index: Index, matches: Matches) -> NDArray[np.float64]:
+    """(items,) the worth of the best of the matched spellings that each item has."""
+    worths = np.zeros(len(index.items))
+    useful = matches.worths > 0
+    entries = matches.entries[useful]
+    counts = index.starts[entries + 1] - index.starts[entries]
+    if not len(entries):
+        return worths
+    offsets = np.repeat(index.starts[entries] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+    np.maximum.at(worths, index.posted_items[offsets],
+                  np.repeat(matches.worths[useful], counts) * index.posted_weights[offsets])  # fmt: skip
+    return worths
+
+
+def weigh(index: Index, reading: Reading, allowed: NDArray[np.bool_] | None, similar: bool) -> Evidence:
+    """The candidates among the allowed rows and what speaks for them. `similar` False: whole words only."""
+    rows = len(index.items)
+    mass = explained(index, reading)
+    query = mass / max(sum(reading.weights), 1e-9)
+    item = np.minimum(1.0, mass / index.item_mass)
+    joined = spelling.letters("".join(reading.pieces))
+    grams = np.zeros(rows)
+    if similar and len(index.name_rows):
+        np.maximum.at(grams, index.name_rows, index.name_grams.similarity(joined))
+    preference = _preference(index, reading)
+    order = RANKING["query"] * query + RANKING["item"] * item + RANKING["grams"] * grams + preference
+    eligible = (query > 0) | (grams > 0.15)
+    if allowed is not None:
+        eligible[: len(allowed)] &= allowed[:rows]
+        eligible[len(allowed) :] = False
+    chosen = np.flatnonzero(eligible)
+    chosen = chosen[np.argsort(-order[chosen], kind="stable")]
+    edit = np.zeros(len(chosen))
+    if similar:
+        edit[:CLOSE] = _edit(index, reading, chosen[:CLOSE])
+    final = order[chosen] + RANKING["edit"] * edit
+    if similar:
+        final[CLOSE:] = np.minimum(final[CLOSE:], final[:CLOSE].min(initial=np.inf))
+    again = np.argsort(-final, kind="stable")
+    chosen, edit, final = chosen[again], edit[again], final[again]
+    return Evidence(chosen, query[chosen], item[chosen], grams[chosen], edit, final, _margin(index, chosen, final))
+
+
+def _preference(index: Index, reading: Reading) -> NDArray[np.float64]:
+    year, volume = reading.facts
+    worth = NEWER * (index.years - index.years.max(initial=0))
+    if year is not None:
+        worth = worth - YEAR_OTHER * (index.years != year)
+    if volume is not None:
+        return np.asarray(worth - VOLUME_OTHER * (index.volumes != volume))
+    return np.asarray(worth - VOLUME_UNASKED * (index.volumes != STANDARD_ML))
+
+
+def _edit(index: Index, reading: Reading, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(rows,) similarity of the whole query to the nearest of each item's names, 0..1."""
+    if not len(rows) or not reading.pieces:
+        return np.zeros(len(rows))
+    typed = spelling.symbols(spelling.letters("".join(reading.pieces)))
+    spans = [(int(index.names_of[r]), int(index.names_of[r + 1])) for r in rows]
+    names = [name for first, last in spans for name in index.name_symbols[first:last]]
+    alike = cdist([typed], names, scorer=Indel.normalized_similarity, dtype=np.float32)[0]
+    best, done = np.zeros(len(rows)), 0
+    for i, (first, last) in enumerate(spans):
+        best[i] = alike[done : done + last - first].max(initial=0.0)
+        done += last - first
+    return best
+
+
+def _margin(index: Index, rows: NDArray[np.int64], order: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much each candidate is ahead of the best one with another name; negative where it is behind."""
+    if not len(rows):
+        return np.zeros(0)
+    keys = index.name_key[rows]
+    other = np.flatnonzero(keys != keys[0])
+    ahead = order - order[0]
+    same = keys == keys[0]
+    runner_up = order[other[0]] if len(other) else order[0] - WIDEST_MARGIN
+    ahead[same] = order[same].max() - runner_up + ahead[same]
+    return np.clip(ahead, -WIDEST_MARGIN, WIDEST_MARGIN)
+
+
+def probability(evidence: Evidence, weights: dict[str, float]) -> NDArray[np.float64]:
+    """(candidates,) in 0..1, not rising along the list: the chance that the candidate is what was meant."""
+    logit = (weights["bias"] + weights["query"] * evidence.query + weights["item"] * evidence.item
+             + weights["edit"] * evidence.edit + weights["margin"] * evidence.margin)  # fmt: skip
+    return np.minimum.accumulate(1 / (1 + np.exp(-logit))) if len(logit) else logit

@@ -1,0 +1,204 @@
+"""The searchable form of a catalogue: spellings, the items they belong to, and n-gram postings over them.
+
+Called by `source` whenever the items change; read by `search`. An entry is one spelling (a word, neighbouring words
+written together, their initials, an alias) and belongs to some items with a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.retrieve.rules import spelling
+from serving.retrieve.rules.numbers import Facts, item_facts, take_facts
+from serving.retrieve.rules.phonetics import phonetic
+from serving.schema import Item
+
+LONGEST_PHRASE = 4  # words written together, or read as initials
+ALIAS_WORTH = 0.97  # another spelling of the same words
+INITIALS_WORTH = 0.85  # lc, 레찰, ㄹㅇㅋ: several things may share them
+NAME_WEIGHT = 0.5  # fields at least this heavy, relative to the heaviest, name the item; the others describe it
+MIN_GRAM, MAX_GRAM = 2, 4
+
+
+def grams(text: str) -> list[str]:
+    """Character 2- to 4-grams; the start of a word counts as a character, since abbreviations keep it."""
+    marked = f"^{text}"
+    return [marked[i : i + n] for n in range(MIN_GRAM, MAX_GRAM + 1) for i in range(len(marked) - n + 1)]
+
+
+class GramIndex:
+    """Postings of n-grams over texts; `similarity` is the cosine of n-gram sets."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._ids: dict[str, int] = {}
+        ids = self._ids
+        rows = [[ids.setdefault(g, len(ids)) for g in set(grams(text))] for text in texts]
+        counts = np.array([len(r) for r in rows], np.int64)
+        gram = np.fromiter(chain.from_iterable(rows), np.int64, int(counts.sum()))
+        order = np.argsort(gram, kind="stable")
+        self._texts = np.repeat(np.arange(len(texts)), counts)[order]
+        self._starts = np.searchsorted(gram[order], np.arange(len(ids) + 1))
+        self._norms = np.sqrt(np.maximum(counts, 1))
+
+    def similarity(self, text: str) -> NDArray[np.float64]:
+        """(texts,) in 0..1."""
+        wanted = set(grams(text))
+        spans = [self._texts[self._starts[g] : self._starts[g + 1]] for w in wanted if (g := self._ids.get(w)) is not None]
+        if not spans:
+            return np.zeros(len(self._norms))
+        shared = np.bincount(np.concatenate(spans), minlength=len(self._norms))
+        return np.asarray(shared / (self._norms * math.sqrt(len(wanted))))
+
+    def nearest(self, text: str, count: int) -> NDArray[np.int64]:
+        """At most `count` texts that share n-grams with `text`, in no order."""
+        similar = self.similarity(text)
+        if len(similar) > count:
+            best = np.argpartition(similar, -count)[-count:]
+            return best[similar[best] > 0]
+        return np.flatnonzero(similar)
+
+
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """One item, read once. `entries`: spelling -> (weight 0..1, the words it stands for)."""
+
+    id: str
+    entries: Mapping[str, tuple[float, tuple[str, ...]]]
+    names: tuple[tuple[str, ...], ...]
+    name_key: str
+    facts: Facts
+
+
+class Aliases:
+    """Groups of spellings that mean the same. Keys are spellings without spaces."""
+
+    def __init__(self, aliases: Mapping[str, Sequence[str]]) -> None:
+        self._groups: dict[str, set[str]] = {}
+        for canonical, spellings in aliases.items():
+            forms = {"".join(spelling.words(spelling.normalise(form))) for form in (canonical, *spellings)} - {""}
+            for form in forms:
+                self._groups.setdefault(form, set()).update(forms - {form})
+
+    def of(self, joined: str) -> set[str]:
+        return self._groups.get(joined, set())
+
+
+def analyse(item: Item, weights: Mapping[str, float], aliases: Aliases, phrases: bool) -> Analysed:
+    """`phrases` False keeps single words only."""
+    heaviest = max(weights.values(), default=1.0) or 1.0
+    entries: dict[str, tuple[float, tuple[str, ...]]] = {}
+    names: list[tuple[str, ...]] = []
+    texts = {f: spelling.normalise(str(item.fields[f])) for f in weights if item.fields.get(f) is not None}
+    for field, text in texts.items():
+        worded = tuple(spelling.words(take_facts(text)[1])) or tuple(spelling.words(text))
+        weight = weights[field] / heaviest
+        if weight >= NAME_WEIGHT:
+            names.append(worded)
+        for start in range(len(worded)):
+            for end in range(start + 1, min(start + LONGEST_PHRASE, len(worded)) + 1):
+                span = worded[start:end]
+                if phrases or len(span) == 1:
+                    _add(entries, "".join(span), weight, span)
+                if phrases and len(span) > 1:
+                    _add_initials(entries, weight * INITIALS_WORTH, span)
+                for other in aliases.of("".join(span)):
+                    _add(entries, other, weight * ALIAS_WORTH, span)
+    facts = item_facts(item, " ".join(texts.values()))
+    return Analysed(item.id, entries, tuple(names), "|".join("".join(n) for n in names[:1]), facts)
+
+
+def _add(entries: dict[str, tuple[float, tuple[str, ...]]], form: str, weight: float, span: tuple[str, ...]) -> None:
+    known = entries.get(form)
+    if known is None or known[0] < weight:
+        entries[form] = (weight, span)
+
+
+def _add_initials(entries: dict[str, tuple[float, tuple[str, ...]]], weight: float, span: tuple[str, ...]) -> None:
+    """lc for lake chalice, 레찰 for 레이크 찰리스."""
+    if not any(word[0].isdigit() for word in span):
+        _add(entries, "".join(word[0] for word in span), weight, span)
+
+
+class Index:
+    """Immutable after it is made. Arrays over entries (e), over items (n) and over postings (p)."""
+
+    def __init__(self, items: Sequence[Analysed], similar: bool, sounds: bool) -> None:
+        self.items = items
+        self.row_of = {item.id.casefold(): row for row, item in enumerate(items)}
+        self.words_idf = _idf(items)
+        self.forms: list[str] = []
+        self.entry_of: dict[str, int] = {}
+        self._post(items)
+        self.letters = [spelling.letters(form) for form in self.forms]
+        self.symbols = [spelling.symbols(letters) for letters in self.letters]
+        self.by_letters = {letters: e for e, letters in enumerate(self.letters)}
+        self.grams = GramIndex(self.letters if similar else [])
+        self.by_anagram = {anagram_key(letters): e for e, letters in enumerate(self.letters)} if similar else {}
+        self.by_consonants = self._consonants() if similar else {}
+        self.sounds = [phonetic(form) for form in self.forms] if sounds else []
+        self.sound_grams = GramIndex(self.sounds)
+        self._name_arrays(items, similar)
+        self.longest_form = max((len(form) for form in self.forms), default=0)
+
+    def _post(self, items: Sequence[Analysed]) -> None:
+        entry, item, weight, mass = [], [], [], []
+        for row, analysed in enumerate(items):
+            for form, (form_weight, span) in analysed.entries.items():
+                number = self.entry_of.setdefault(form, len(self.entry_of))
+                if number == len(self.forms):
+                    self.forms.append(form)
+                    mass.append(0.0)
+                mass[number] = max(mass[number], sum(self.words_idf[word] for word in span))
+                entry.append(number)
+                item.append(row)
+                weight.append(form_weight)
+        order = np.argsort(np.array(entry, np.int64), kind="stable")
+        self.posted_items = np.array(item, np.int64)[order]
+        self.posted_weights = np.array(weight, np.float64)[order]
+        self.starts = np.searchsorted(np.array(entry, np.int64)[order], np.arange(len(self.forms) + 1))
+        self.mass = np.array(mass, np.float64)
+
+    def _consonants(self) -> dict[str, list[int]]:
+        """First consonants -> the words and phrases that have them."""
+        found: dict[str, list[int]] = {}
+        for number, form in enumerate(self.forms):
+            if spelling.is_hangul(form) and len(form) > 1:
+                found.setdefault(spelling.first_consonants(form), []).append(number)
+        return found
+
+    def _name_arrays(self, items: Sequence[Analysed], similar: bool) -> None:
+        names = [(row, name) for row, item in enumerate(items) for name in item.names]
+        self.name_rows = np.array([row for row, _ in names], np.int64)
+        self.name_letters = [spelling.letters("".join(name)) for _, name in names]
+        self.name_symbols = [spelling.symbols(letters) for letters in self.name_letters]
+        self.name_grams = GramIndex(self.name_letters if similar else [])
+        self.names_of = np.searchsorted(self.name_rows, np.arange(len(items) + 1))
+        masses = [[sum(self.words_idf[w] for w in name if w in self.words_idf) for name in i.names] for i in items]
+        self.item_mass = np.array([min(m, default=1.0) for m in masses], np.float64)
+        keys: dict[str, int] = {}
+        self.name_key = np.array([keys.setdefault(item.name_key, len(keys)) for item in items], np.int64)
+        self.years = np.array([item.facts.year or 0 for item in items], np.int64)
+        self.volumes = np.array([item.facts.volume_ml or 750 for item in items], np.int64)
+
+    def postings(self, entry: int) -> slice:
+        return slice(int(self.starts[entry]), int(self.starts[entry + 1]))
+
+
+def anagram_key(letters: str) -> str:
+    """The same for a word and for itself with letters or syllables swapped behind the first letter."""
+    return letters[:1] + "".join(sorted(letters[1:])) if len(letters) > 3 else f"={letters}"
+
+
+def _idf(items: Sequence[Analysed]) -> dict[str, float]:
+    """Word -> 0..1: 1 for a word of one item, towards 0 for a word of all."""
+    seen = Counter(word for item in items for word in {w for _, span in item.entries.values() for w in span})
+    scale = math.log1p(len(items)) or 1.0
+    return {word: max(0.05, math.log1p(len(items) / count) / scale) if items else 1.0 for word, count in seen.items()}
+

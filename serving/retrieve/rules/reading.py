@@ -1,0 +1,147 @@
+"""A query as the pieces to look for: expanded, flipped where the other layout reads better, cut where words run together.
+
+Called by `source`. Pure; reads an `Index`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from serving.retrieve.rules import spelling
+from serving.retrieve.rules.index import Index
+from serving.retrieve.rules.match import Matches, match
+from serving.retrieve.rules.numbers import Facts, take_facts
+from serving.retrieve.rules.options import Options
+
+BETTER = 0.1  # by how much the other layout must read better
+UNREADABLE = 0.75  # a word that reads worse is tried in the other layout
+SURE = 0.85  # a piece this like a spelling weighs what the spelling weighs
+MOST_PIECES = 16
+LONGEST_WORD = 64  # characters; what is longer is cut off
+# Words of orders, not of items: they say nothing about which item is meant.
+FILLER = frozenset("와인 wine wines 병 본 박스 상자 케이스 cs case ctn ea btl bottle bottles 주세요 부탁 드립니다 please".split())
+
+
+@dataclass(slots=True)
+class Reading:
+    """`weights[i]` is what piece i counts; `spans` maps (first piece, one past the last) to what it may stand for."""
+
+    pieces: list[str]
+    facts: Facts
+    weights: list[float] = field(default_factory=list)
+    spans: dict[tuple[int, int], Matches] = field(default_factory=dict)
+
+
+class Reader:
+    """Reads queries against one index."""
+
+    def __init__(self, index: Index, options: Options) -> None:
+        self._index = index
+        self._options = options
+        self._match = lru_cache(maxsize=8192)(lambda word: match(index, word, options))
+
+    def read(self, text: str, expansions: Mapping[str, str]) -> Reading:
+        facts, rest = take_facts(unicodedata.normalize("NFKC", text))
+        pieces: list[str] = []
+        for chunk in spelling.runs_text(rest).split():
+            key = spelling.normalise(chunk).strip(".,;:()[]")
+            if key in expansions:
+                pieces += spelling.words(spelling.normalise(expansions[key]))
+                continue
+            for word in spelling.words(chunk):
+                pieces += self._pieces(word[:LONGEST_WORD], expansions)
+        reading = Reading(pieces[:MOST_PIECES], facts)
+        self._find_spans(reading)
+        return reading
+
+    def matches(self, word: str) -> Matches:
+        return self._match(word)
+
+    def _pieces(self, word: str, expansions: Mapping[str, str]) -> list[str]:
+        """One run of a script, its case kept."""
+        folded = word.casefold()
+        if folded in expansions:
+            return spelling.words(spelling.normalise(expansions[folded]))
+        pieces = self._cut(folded)
+        if self._options.keyboard and (readable := self._readable(pieces)) < UNREADABLE and len(word) > 2:
+            flipped = spelling.flip_keyboard(word)
+            if flipped and flipped != folded:
+                other = self._cut(flipped)
+                if self._readable(other) > readable + BETTER:
+                    return other
+        return pieces
+
+    def _readable(self, pieces: list[str]) -> float:
+        """0..1: how well the pieces match known spellings, by length."""
+        return sum(self._match(p).best * len(p) for p in pieces) / max(1, sum(map(len, pieces)))
+
+    def _cut(self, word: str) -> list[str]:
+        """Known words inside `word`, and what is left between them, in order; `word` itself if there are too few."""
+        shortest = 2 if spelling.is_hangul(word) else 3
+        known = self._index.entry_of
+        if not self._options.jamo or word in known or word[0].isdigit() or len(word) < 2 * shortest:
+            return [word]
+        # best[j]: (letters inside known words less a toll per word, where the last piece starts, is it known)
+        best: list[tuple[float, int, bool]] = [(0.0, 0, True)]
+        for end in range(1, len(word) + 1):
+            options = [(best[end - 1][0], end - 1, False)]
+            for start in range(max(0, end - self._index.longest_form), end - shortest + 1):
+                if word[start:end] in known:
+                    options.append((best[start][0] + (end - start) - 0.6, start, True))
+            best.append(max(options))
+        pieces: list[str] = []
+        end, gap_end = len(word), len(word)
+        inside = 0
+        while end:
+            _, start, is_known = best[end]
+            if is_known:
+                pieces += [word[end:gap_end]] * (end < gap_end) + [word[start:end]]
+                inside += end - start
+                gap_end = start
+            end = start
+        pieces += [word[:gap_end]] * (gap_end > 0)
+        return pieces[::-1] if inside >= 0.4 * len(word) else [word]
+
+    def _find_spans(self, reading: Reading) -> None:
+        pieces = reading.pieces
+        found = [self._match(p) for p in pieces]
+        reading.spans = {(i, i + 1): m for i, m in enumerate(found)}
+        reading.weights = [self._weight(p, m) for p, m in zip(pieces, found, strict=True)]
+        if not self._options.jamo:
+            return
+        for start in range(len(pieces)):
+            for end in range(start + 2, min(start + 4, len(pieces)) + 1):
+                joined = "".join(pieces[start:end])
+                doubtful = min(m.best for m in found[start:end]) < SURE
+                if joined in self._index.entry_of or (doubtful and len(joined) <= 24):
+                    matches = self._match(joined)
+                    if matches.best > 0.5:
+                        reading.spans[start, end] = matches
+                        self._weigh_joined(reading, start, end, matches)
+
+    def _weight(self, piece: str, matches: Matches) -> float:
+        """What a piece counts: as much as the spelling it is like; the more the longer where it is like none."""
+        unknown = 0.1 if piece in FILLER else min(1.0, len(spelling.letters(piece)) / 6)
+        if piece[0].isdigit():
+            unknown = 0.1 if len(piece) < 3 else 0.5
+        if not len(matches.worths):
+            return unknown
+        top = int(np.argmax(matches.worths))
+        worth, mass = float(matches.worths[top]), float(self._index.mass[matches.entries[top]])
+        return worth * mass + (1 - worth) * unknown
+
+    def _weigh_joined(self, reading: Reading, start: int, end: int, matches: Matches) -> None:
+        """Pieces of one word that was written apart weigh together what the word weighs."""
+        apart = sum(reading.spans[i, i + 1].best * len(reading.pieces[i]) for i in range(start, end))
+        apart /= sum(len(p) for p in reading.pieces[start:end])
+        if matches.best > max(SURE, apart + BETTER):
+            scale = float(self._index.mass[matches.entries[np.argmax(matches.worths)]])
+            scale /= sum(reading.weights[start:end])
+            for i in range(start, end):
+                reading.weights[i] *= scale
+

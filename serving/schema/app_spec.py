@@ -1,0 +1,189 @@
+"""`app.yaml` as a frozen tree that refuses unknown keys and names both sides of a broken rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.errors import BadRequest
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,62}$")]
+AttributeKind = Literal["keyword", "number", "bool"]
+UNITS = ("understand", "embed", "retrieve", "rank", "generate")
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ItemsSpec(Spec):
+    """The catalogue. `source` is a JSON-lines file beside app.yaml, or a script that prints JSON lines."""
+
+    source: str | None = Field(None, description="File (.jsonl) or script (.py, with arguments) with the first items.")
+    text: tuple[str, ...] = Field(min_length=1, description="Fields that are searched, most telling first.")
+    attributes: dict[str, AttributeKind] = Field(default_factory=dict, description="Attributes queries may filter on.")
+
+
+class UnderstandSpec(Spec):
+    engine: Literal["plain", "order_lines"] = "plain"
+    max_lines: int = Field(50, ge=1, le=200)
+
+
+class SourceSpec(Spec):
+    """One way to propose candidates. `engine` names the adapter; the other keys are what that adapter reads."""
+
+    engine: Literal["rules", "lexical", "dense"]
+    top_k: int = Field(10, ge=1, le=1000)
+    fields: dict[str, float] = Field(default_factory=dict, description="Field -> weight; default: items.text, each 1.")
+    weight: float = Field(1.0, ge=0, description="Its weight in a weighted or rrf fusion.")
+    embedder: str = Field("minilm", description="dense: a folder beside app.yaml, or `minilm`, which a package ships.")
+    precision: Literal["auto", "float32", "int8"] = Field("auto", description="dense: auto = int8 if it passed its gate.")
+    max_tokens: int = Field(96, ge=8, le=512, description="dense: longer item texts are cut.")
+    search: Literal["auto", "exact", "ann"] = Field("auto", description="dense: auto = exact up to 20,000 items.")
+    aliases: str | None = Field(None, description="rules: YAML file beside app.yaml; canonical word -> its spellings.")
+    options: dict[str, float] = Field(default_factory=dict, description="Engine constants; see the engine's docs.")
+
+    @model_validator(mode="after")
+    def _keys_fit_engine(self) -> SourceSpec:
+        allowed = {"dense": {"embedder", "precision", "max_tokens", "search"}, "rules": {"aliases", "options"},
+                   "lexical": {"options"}}
+        for engine, keys in allowed.items():
+            for key in sorted(keys & self.model_fields_set):
+                if key not in allowed[self.engine]:
+                    raise ValueError(f"`{key}` is for engine `{engine}`, but this source has engine `{self.engine}`")
+        return self
+
+
+class FusionSpec(Spec):
+    """How the sources' candidates become one list.
+
+    cascade: sources in order; a query stops at the first whose best score reaches `threshold`; if none does, the
+    lists are merged by weight. weighted: convex combination of scores scaled to 0..1. rrf: reciprocal ranks.
+    """
+
+    method: Literal["cascade", "weighted", "rrf"] = "weighted"
+    order: tuple[str, ...] = Field((), description="cascade: source names, first asked first.")
+    threshold: float = Field(0.7, ge=0, le=1, description="cascade: a best score at or above it ends the search.")
+    abstain_below: float = Field(0.0, ge=0, le=1, description="A best fused score below it is an abstention.")
+    rrf_k: float = Field(60.0, gt=0)
+
+
+class RetrieveSpec(Spec):
+    sources: dict[str, SourceSpec] = Field(min_length=1)
+    fusion: FusionSpec = FusionSpec()
+
+    @model_validator(mode="after")
+    def _order_names_sources(self) -> RetrieveSpec:
+        unknown = [name for name in self.fusion.order if name not in self.sources]
+        if unknown:
+            raise ValueError(f"fusion.order names {unknown}, but sources are {sorted(self.sources)}")
+        if self.fusion.method == "cascade" and set(self.fusion.order) != set(self.sources):
+            raise ValueError(f"fusion.order must name every source of a cascade: {sorted(self.sources)}")
+        return self
+
+
+class FeedbackSpec(Spec):
+    """`reward` maps an event name to its worth; an event that is not named is refused."""
+
+    reward: dict[str, float] = Field(default_factory=lambda: {"select": 1.0, "click": 0.2, "order": 1.0, "reject": -0.5})
+    learn_expansions: bool = Field(False, description="A selection teaches the user's own abbreviations to `rules`.")
+
+
+class AutoscalingSpec(Spec):
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(2.0, gt=0)
+    upscale_delay_s: float = Field(30.0, ge=0)
+    downscale_delay_s: float = Field(600.0, ge=0)
+    look_back_period_s: float = Field(30.0, gt=0)
+
+    @model_validator(mode="after")
+    def _min_at_most_max(self) -> AutoscalingSpec:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        return self
+
+
+class UnitPlacement(Spec):
+    """Where one unit of a split release runs: its replicas, or its autoscaling, and what each replica holds."""
+
+    replicas: int = Field(1, ge=1)
+    autoscaling: AutoscalingSpec | None = None
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    resources: dict[str, float] = Field(default_factory=dict)
+    max_ongoing_requests: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _replicas_or_autoscaling(self) -> UnitPlacement:
+        if self.autoscaling and "replicas" in self.model_fields_set:
+            raise ValueError("`replicas` and `autoscaling` exclude each other: autoscaling sets the replicas")
+        return self
+
+
+class PlacementSpec(Spec):
+    """inline: all phases in the router's replica. split: a Ray Serve deployment per unit."""
+
+    default: Literal["inline", "split"] = "inline"
+    units: dict[Literal["understand", "embed", "retrieve", "rank", "generate"], UnitPlacement] = Field(
+        default_factory=dict
+    )
+
+    @model_validator(mode="after")
+    def _units_need_split(self) -> PlacementSpec:
+        if self.units and self.default == "inline":
+            raise ValueError(f"placement.units {sorted(self.units)} need `default: split`, but default is `inline`")
+        return self
+
+
+class EvaluationSpec(Spec):
+    """A frozen set of cases: JSON lines `{"query", "accept": [ids], "slice"}`; an empty `accept` wants abstention."""
+
+    source: str
+    metric: Literal["success_at_k", "accuracy"] = "success_at_k"
+    k: int = Field(10, ge=1, le=100)
+
+
+class AppSpec(Spec):
+    name: Name
+    description: str = ""
+    items: ItemsSpec
+    understand: UnderstandSpec = UnderstandSpec()
+    retrieve: RetrieveSpec
+    feedback: FeedbackSpec = FeedbackSpec()
+    placement: PlacementSpec = PlacementSpec()
+    evaluation: dict[str, EvaluationSpec] = Field(default_factory=dict)
+    deadline_s: float = Field(5.0, gt=0, le=300)
+    example_query: str = Field("", description="The query that `palate up` shows as a curl line.")
+
+    @model_validator(mode="after")
+    def _fields_are_items(self) -> AppSpec:
+        for name, source in self.retrieve.sources.items():
+            unknown = sorted(set(source.fields) - set(self.items.text))
+            if unknown:
+                raise ValueError(f"retrieve.sources.{name}.fields names {unknown}, but items.text is {self.items.text}")
+        return self
+
+    def text_weights(self, source: SourceSpec) -> dict[str, float]:
+        """The fields a source reads, with their weights."""
+        return dict(source.fields) or dict.fromkeys(self.items.text, 1.0)
+
+
+def load_app_spec(path: Path) -> AppSpec:
+    """Read and validate an `app.yaml` (or the folder that holds it). Raises BadRequest that names key and fix."""
+    file = path / "app.yaml" if path.is_dir() else path
+    try:
+        raw: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadRequest(f"there is no {file}: an app is a folder with an app.yaml", field="app.yaml") from None
+    except yaml.YAMLError as error:
+        raise BadRequest(f"{file} is not YAML: {error}", field="app.yaml") from None
+    try:
+        return AppSpec.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise BadRequest(f"{file}: {key or 'the document'}: {first['msg']}", field=key) from None

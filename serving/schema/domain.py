@@ -1,0 +1,71 @@
+"""Items, queries and candidates: the values that travel through the pipeline.
+
+Plain dataclasses, not pydantic: they are made by the thousand on the hot path, and their input was validated before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Filters = Mapping[str, Any]
+"""Attribute name -> a value, a list of values (any of them), or a range `{"gte": 1, "lt": 9}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One entry of an app's catalogue. `fields` are shown and searched, `attributes` are filtered on."""
+
+    id: str
+    fields: Mapping[str, Any]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One text to search for, after validation. `top_k` results are wanted of the items that pass `filters`."""
+
+    text: str
+    top_k: int = 10
+    filters: Filters = field(default_factory=dict)
+    user: str | None = None
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What the understand phase makes of one query text: one entry per line of an order, else exactly one.
+
+    `query.text` is the cleaned text to retrieve with; `raw` is the line as it was written. `quantity` is the number as
+    written, in `unit` ("bottle", "box", or None where the line names none).
+    """
+
+    query: Query
+    raw: str
+    quantity: int | None = None
+    vintage: int | None = None
+    unit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An item a source proposes. `score` is comparable within its source; calibrated sources keep it in 0..1.
+
+    `scores` holds what each source said of it, by source name, once candidates of several sources were merged.
+    `document` is the JSON text of the item's fields, spliced into the answer as it is.
+    """
+
+    id: str
+    score: float
+    source: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    document: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to one `Understood`: its candidates, best first, or none of them good enough (`abstained`)."""
+
+    candidates: Sequence[Candidate]
+    abstained: bool = False

@@ -1,0 +1,49 @@
+"""What one request did (`Trace`) and what its user did next (`FeedbackEvent`). The trace id is the feedback token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One answered (or failed) query. `lines` holds, per understood line, its raw text and the candidates shown.
+
+    `at_s` is Unix time; `timings_ms` maps a phase to its milliseconds, with "total" for the whole.
+    """
+
+    trace_id: str
+    app: str
+    release: str
+    at_s: float
+    query: str
+    lines: Sequence[Mapping[str, Any]]
+    user: str | None = None
+    session: str | None = None
+    status: str = "ok"
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackEvent:
+    """One event about one trace. `event_id` makes it idempotent: the same id is stored once.
+
+    `raw` is the line the user chose for, `selected` the item chosen, `rejected` the items shown and turned down,
+    `scores` the score each source gave the shown items (so `scores["rules"][item_id]` is the rule score).
+    """
+
+    event_id: str
+    trace_id: str
+    app: str
+    release: str
+    event: str
+    at_s: float
+    user: str | None = None
+    line: int = 0
+    raw: str | None = None
+    selected: str | None = None
+    rejected: Sequence[str] = ()
+    value: float | None = None
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

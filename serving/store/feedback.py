@@ -1,0 +1,95 @@
+"""`SqlFeedbackStore`: what each request did and what its user did next.
+
+`serving.trace.TraceWriter` and `serving.feedback.FeedbackRecorder` write; training reads `events` and joins `trace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection, select
+
+from serving.schema import FeedbackEvent, Trace
+from serving.store.base import KEYS_PER_QUERY, SqlStore, chunks, insert, lock_counter, set_counter
+from serving.store.codec import check_limit, decode_event, decode_trace, encode_event, encode_trace
+from serving.store.tables import feedback, traces
+
+
+class SqlFeedbackStore(SqlStore):
+    """Satisfies `serving.ports.FeedbackStore`. Raises StoreUnavailable when the database cannot be used."""
+
+    def record_traces(self, traces_: Iterable[Trace]) -> None:
+        """A trace id that is stored already is left as it is."""
+        rows = [
+            {"trace_id": t.trace_id, "app": t.app, "release": t.release, "at_s": t.at_s, "body": encode_trace(t)}
+            for t in traces_
+        ]
+        if rows:
+            with self._writing() as connection:
+                connection.execute(insert(connection, traces).on_conflict_do_nothing(), rows)
+
+    def trace(self, trace_id: str) -> Trace | None:
+        with self._reading() as connection:
+            body = connection.scalar(select(traces.c.body).where(traces.c.trace_id == trace_id))
+        return None if body is None else decode_trace(body)
+
+    def record(self, event: FeedbackEvent) -> bool:
+        return self.record_many([event])[0]
+
+    def record_many(self, events: Sequence[FeedbackEvent]) -> list[bool]:
+        """`record` for several in one transaction: all are durable when it returns, none when it raises."""
+        bodies = [encode_event(event) for event in events]
+        new = [False] * len(events)
+        with self._writing() as connection:
+            # Counters are locked in one order, so that two batches over the same apps cannot deadlock
+            for app in sorted({event.app for event in events}):
+                for n in self._record_app(connection, app, events, bodies):
+                    new[n] = True
+        return new
+
+    def _record_app(
+        self, connection: Connection, app: str, events: Sequence[FeedbackEvent], bodies: Sequence[str]
+    ) -> list[int]:
+        """Store the app's events among `events`; the positions of those that were new."""
+        first: dict[str, int] = {}
+        for n, event in enumerate(events):
+            if event.app == app:
+                first.setdefault(event.event_id, n)
+        seq = lock_counter(connection, app, "feedback")
+        known = _known_ids(connection, app, list(first))
+        fresh = [n for event_id, n in first.items() if event_id not in known]
+        if fresh:
+            rows = [_row(events[n], bodies[n], seq + k) for k, n in enumerate(fresh, 1)]
+            connection.execute(insert(connection, feedback), rows)
+            set_counter(connection, app, "feedback", seq + len(fresh))
+        return fresh
+
+    def events(self, app: str, after: int, limit: int) -> list[tuple[int, FeedbackEvent]]:
+        check_limit(limit)
+        query = (
+            select(feedback.c.seq, feedback.c.body)
+            .where(feedback.c.app == app, feedback.c.seq > after)
+            .order_by(feedback.c.seq)
+            .limit(limit)
+        )
+        with self._reading() as connection:
+            return [(row.seq, decode_event(row.body)) for row in connection.execute(query)]
+
+
+def _row(event: FeedbackEvent, body: str, seq: int) -> dict[str, object]:
+    return {
+        "app": event.app,
+        "event_id": event.event_id,
+        "seq": seq,
+        "trace_id": event.trace_id,
+        "at_s": event.at_s,
+        "body": body,
+    }
+
+
+def _known_ids(connection: Connection, app: str, ids: Sequence[str]) -> set[str]:
+    known: set[str] = set()
+    for chunk in chunks(ids, KEYS_PER_QUERY):
+        query = select(feedback.c.event_id).where(feedback.c.app == app, feedback.c.event_id.in_(chunk))
+        known.update(connection.scalars(query))
+    return known

@@ -1,0 +1,1 @@
+"""What a query says: one adapter of `serving.ports.Understander` per file."""

@@ -1,0 +1,5 @@
+"""The servers that the contract tests share."""
+
+from tests.mlflow_fixture import mlflow, mlflow_uri
+
+__all__ = ["mlflow", "mlflow_uri"]

@@ -1,0 +1,1 @@
+"""From a catalogue and its feedback to a published release."""

@@ -1,0 +1,20 @@
+"""The error tree of training.
+
+TrainingError
+  CasesInvalid     correct the evaluation file, or the script that prints it
+  SearcherBroken   repair what is being evaluated: it did not answer as agreed
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Something about a run that a person can act upon; the message names the fault and the fix."""
+
+
+class CasesInvalid(TrainingError):
+    pass
+
+
+class SearcherBroken(TrainingError):
+    pass
