@@ -133,7 +133,8 @@ def _wait_until_ready(server: MlflowServer, timeout_s: float) -> None:
         if server.poll() is not None:
             raise RegistryUnavailable(f"MLflow ended with status {server.poll()}: {_last_lines(server.log)}")
         try:
-            if httpx.get(f"{server.uri}/health", timeout=2.0).is_success and server.poll() is None:
+            # A proxy of the environment must not be asked for this machine's own address.
+            if httpx.get(f"{server.uri}/health", timeout=2.0, trust_env=False).is_success and server.poll() is None:
                 return
         except httpx.TransportError:
             pass

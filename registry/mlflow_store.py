@@ -280,11 +280,12 @@ class MlflowStore:
         }
         try:
             yield
-        except MlflowException as error:
-            kind = kinds.get(error.error_code, RegistryUnavailable)
-            raise kind(f"MLflow at {self.tracking_uri}: {_one_line(error)}") from error
-        except RequestException as error:
-            raise RegistryUnavailable(f"MLflow at {self.tracking_uri}: {_one_line(error)}") from error
+        except (MlflowException, RequestException) as error:
+            kind = kinds.get(getattr(error, "error_code", ""), RegistryUnavailable)
+            advice = (
+                " is out of reach or failing: see that it runs and try again" if kind is RegistryUnavailable else ""
+            )
+            raise kind(f"MLflow at {self.tracking_uri}{advice}: {_one_line(error)}") from error
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A real MLflow server for tests, and the made-up releases that they publish.
 
-Import the fixtures into the conftest.py of a folder (`from tests.mlflow_fixture import mlflow, mlflow_uri`): each importing
-conftest has a server of its own, shared by the tests below it.
+Import the fixtures into the conftest.py of a folder (`from tests.mlflow_fixture import mlflow, mlflow_uri`): each
+importing conftest has a server of its own, shared by the tests below it.
 """
 
 from __future__ import annotations

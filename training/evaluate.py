@@ -185,7 +185,10 @@ def render(report: Report, title: str) -> str:
     )
     rows = [header, *(_row(name, m) for name, m in report.slices.items()), _row("all", report.overall)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]  # fmt: skip
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
     rule = "-" * len(lines[0])
     return "\n".join([title, rule, lines[0], rule, *lines[1:-1], rule, lines[-1]])
 

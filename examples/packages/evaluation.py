@@ -37,10 +37,11 @@ def in_split(name: str, split: str) -> bool:
 
 
 def name_words(name: str) -> set[str]:
-    """The name and its parts, also without the marks of its kind: `libfoo2-dev` gives foo, `python3-foo` gives foo."""
-    parts = {p for p in re.split(r"[^a-z0-9]+|\d+(?=-|$)", name.lower()) if p}
-    bare = {p.removeprefix("lib") for p in parts} | {re.sub(r"\d+$", "", p) for p in parts}
-    return {w for w in {name.lower()} | parts | bare if len(w) > 1}
+    """The name and its parts, also without `lib` before and numbers after them: `libfoo2-dev` gives foo and libfoo."""
+    parts = {p for p in re.split(r"[^a-z0-9]+", name.lower()) if p}
+    parts |= {p.removeprefix("lib") for p in parts}
+    parts |= {p.rstrip("0123456789") for p in parts}
+    return {w for w in {name.lower()} | parts if len(w) > 1}
 
 
 def english_query(name: str, long: str) -> str:

@@ -41,9 +41,12 @@ PROGRESS_EVERY = 1000
 Features = NDArray[np.uint64]
 
 STOP_WORDS = frozenset(
-    "a an and any are as at be but by can could do does for from had has have how i if in into is it its like me my of "
-    "on or our s so some such t than that the their them then there these they this to us use used using want was we "
-    "what when where which while who will with would you your".split()
+    re.findall(
+        r"\w+",
+        """a an and any are as at be but by can could do does for from had has have how i if in into is it its like me
+        my of on or our s so some such t than that the their them then there these they this to us use used using want
+        was we what when where which while who will with would you your""",
+    )
 )
 WORD = re.compile(r"\w+(?:[-+._]+\w+)*(?:\++|#)?")
 ASCII_PART = re.compile(r"\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -238,8 +241,9 @@ def build_lexical(
 ) -> int:
     """Write the component for `items` in the order given; returns how many there were.
 
-    `weights` are the searched fields, the name first; `options` are k1 (1.2), b (0.75) and name_bonus (0.25: what
-    an item's whole name within a query adds, as a share of the most its words can score). `progress` hears the number of items read. Raises BadRequest.
+    `weights` are the searched fields, the name first; `options` are k1 (1.2), b (0.75) and name_bonus (0.25: what an
+    item's whole name within a query adds, as a share of the most that its words can score). `progress` hears the number
+    of items read. Raises BadRequest.
     """
     constants = _constants(weights, options)
     postings = _Postings(weights)
@@ -249,7 +253,15 @@ def build_lexical(
         if progress is not None and count % PROGRESS_EVERY == 0:
             progress(count)
     means = {field: sum(lengths) / count if count else 0.0 for field, lengths in postings.lengths.items()}
-    scoring = Scoring(dict(weights), means, count, names=postings.fields[0], **constants)
+    scoring = Scoring(
+        weights=dict(weights),
+        mean_lengths=means,
+        rows=count,
+        k1=constants["k1"],
+        b=constants["b"],
+        name_bonus=constants["name_bonus"],
+        names=postings.fields[0],
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in postings.scored(scoring).items():
         np.save(folder / f"{name}.npy", values)
@@ -279,6 +291,9 @@ def load_scoring(folder: Path) -> Scoring:
     """Raises PhaseFailed where the component was written by another version of this module."""
     about = json.loads((folder / "lexical.json").read_text(encoding="utf-8"))
     if about.get("format") != FORMAT:
-        raise PhaseFailed(f"the lexical component in {folder} has format {about.get('format')}, but this version reads "
-                          f"{FORMAT}: build the release again with `palate index`", phase="retrieve")
+        raise PhaseFailed(
+            f"the lexical component in {folder} has format {about.get('format')}, but this version reads "
+            f"{FORMAT}: build the release again with `palate index`",
+            phase="retrieve",
+        )
     return Scoring(**about)

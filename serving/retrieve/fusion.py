@@ -64,10 +64,10 @@ class Fusion:
             return []
         weights = np.array([self._sources[name].weight for name in lists])
         rows = np.unique(np.concatenate([one.rows for one in lists.values()]))
-        shares = np.zeros((len(lists), len(rows)))
+        shares = np.full((len(lists), len(rows)), -1.0)  # -1: not returned, which is less than a share of 0
         for line, (name, one), weight in zip(shares, lists.items(), weights / weights.sum(), strict=True):
             line[np.searchsorted(rows, one.rows)] = weight * self._worth(name, one)
-        fused = np.minimum(shares.sum(axis=0), 1.0)
+        fused = np.minimum(np.maximum(shares, 0.0).sum(axis=0), 1.0)
         best = np.lexsort((rows, -fused))[:top_k]
         names, givers = list(lists), shares[:, best].argmax(axis=0)
         chosen = rows[best].tolist()

@@ -41,7 +41,8 @@ class LexicalSource:
         """Maps the arrays: replicas on one machine share their memory. Raises PhaseFailed for another format."""
         scoring = load_scoring(folder)
         features, starts, rows, scores = (
-            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ("features", "starts", "rows", "scores")
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            for name in ("features", "starts", "rows", "scores")
         )
         return cls(scoring, features, starts, (rows, scores))
 
@@ -118,9 +119,7 @@ class LexicalSource:
         df[known] = self._starts[places[known] + 1] - self._starts[places[known]]
         return self._scoring.idf(df)
 
-    def _accumulate(
-        self, scores: NDArray[np.float32], feature: int, place: int | None, factor: float
-    ) -> None:
+    def _accumulate(self, scores: NDArray[np.float32], feature: int, place: int | None, factor: float) -> None:
         if place is not None:
             span = slice(self._starts[place], self._starts[place + 1])
             scores[self._postings[0][span]] += self._postings[1][span] * np.float32(factor)

@@ -15,6 +15,7 @@ from serving.schema.app_spec import (
     SourceSpec,
     UnderstandSpec,
     UnitPlacement,
+    find_app,
     load_app_spec,
 )
 from serving.schema.domain import Candidate, Filters, Item, Query, Result, Understood
@@ -40,5 +41,6 @@ __all__ = [
     "UnderstandSpec",
     "Understood",
     "UnitPlacement",
+    "find_app",
     "load_app_spec",
 ]

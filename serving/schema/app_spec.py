@@ -12,7 +12,7 @@ from serving.errors import BadRequest
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,62}$")]
 AttributeKind = Literal["keyword", "number", "bool"]
-UNITS = ("understand", "embed", "retrieve", "rank", "generate")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 class Spec(BaseModel):
@@ -187,3 +187,12 @@ def load_app_spec(path: Path) -> AppSpec:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise BadRequest(f"{file}: {key or 'the document'}: {first['msg']}", field=key) from None
+
+
+def find_app(name: str) -> Path:
+    """The folder of an app: a path, or the name of an example of this checkout. Raises BadRequest with what there is."""
+    for folder in (Path(name), EXAMPLES / name):
+        if (folder / "app.yaml").is_file():
+            return folder.resolve()
+    examples = sorted(path.parent.name for path in EXAMPLES.glob("*/app.yaml"))
+    raise BadRequest(f"there is no app {name!r}: give a folder with an app.yaml, or one of the examples {examples}")

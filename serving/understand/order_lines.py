@@ -17,9 +17,9 @@ from serving.schema import Query, Understood
 MOST = 9_999  # of one unit in one line; a larger number is not a quantity
 VOLUMES_ML = frozenset({187, 200, 330, 355, 375, 500, 700, 720, 750})
 
-_BOX = r"박스|상자|케이스|짝|카톤|boxes|box|bxs?|cases|case|cs|c/s|ctns?|cartons?"
-_BOTTLE = r"병|바틀|보틀|개|bottles|bottle|btls?|bts|ea|pcs|pc"
-_BOTTLE_BON = r"본(?!\s*[가-힣])"  # 본 로마네 is a village
+_BOX = r"박스|상자|다스|dozen|dz|케이스|짝|카톤|boxes|box|bxs?|cases|case|cs|c/s|ctns?|cartons?"
+_BOTTLE = r"병|바틀|보틀|개|bottles|bottle|btls?|b/?ts?|ea|pcs|pc"
+_BOTTLE_BON = r"본(?!\s*로마네)"  # 본 로마네 is a village
 _TENS = ("", "열", "스물", "서른")
 _ONES = ("", "한", "두", "세", "네", "다섯", "여섯", "일곱", "여덟", "아홉")
 _COUNTS = {
@@ -50,7 +50,7 @@ _YEAR = re.compile(
     re.I,
 )
 _SHORT_YEAR = re.compile(
-    r"(?<!\w)['’‘`](\d\d)(?!\d)(?:년산|년)?|(?<![\d.])(\d\d)\s*(?:년\s*(?:산|도|빈티지)?|빈티지|빈(?!\s*\d)|vintage|vtg)(?![가-힣a-z])"
+    r"(?<!\w)['’‘`](\d\d)(?!\d)(?:년산|년)?|(?<![\d.])(\d\d)\s*(?:년\s*(?:산|도|빈티지)?|빈티지|빈(?!\s*\d)|vintage|vtg)(?![가-힣a-z]|\s*(?:톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|years?))"
     r"|(?:빈티지|vintage|vtg)\s*(\d\d)(?!\d)",
     re.I,
 )
@@ -75,6 +75,7 @@ _EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[,.x×*/-]*\s*[)\]}]")
 _EDGES = " \t,.;:!?~-_/|*=+…·'\"^><ㅎㅋㅠㅜ"
 _SEPARATOR = re.compile(r"[,，、](?!\d{3}(?!\d))|\s/\s|(?<=[병본개스자])/|\s\+\s")
 _EACH = re.compile(rf"(?<![가-힣])각(?:각|기)?\s*(?=\d|(?:{_COUNT})\s*(?:{_BOTTLE}|{_BOX}))", re.I)
+_NOT_JAMO = re.compile("[^\u3131-\u318e]+")
 _WORD = re.compile(r"[^\W\d_]")
 
 
@@ -121,22 +122,20 @@ class OrderLines:
 
 def read_line(raw: str) -> Line:
     """Quantity, unit and vintage of one line, and the words that remain."""
-    text = _BULLET.sub("", unicodedata.normalize("NFKC", _BULLET.sub("", raw)))
+    text = _BULLET.sub("", _compatible(_BULLET.sub("", raw)))
     text = _POLITE.sub(" ", text)
     text, quantity, unit = _take_counted(text)
     text, vintage = _take_year(_NO_YEAR.sub(" ", text))
     text = _tidy(text)
     if quantity is None:
         text, quantity = _take_bare(text)
-    elif vintage is None:
-        text, vintage = _take_trailing_year(text)
     text = _tidy(text)
     return Line(f"{text} {vintage}" if vintage and text else text, quantity, unit, vintage)
 
 
 def split_items(line: str) -> list[str]:
     """The items of one physical line; the line itself where it holds one. Commas inside a name do not cut it."""
-    plain = unicodedata.normalize("NFKC", line)
+    plain = _compatible(line)
     parts = [part for part in _SEPARATOR.split(plain) if part.strip()]
     if len(parts) > 1:
         return [piece for item in _join_parts(parts, line) for piece in ([item] if item == line else _split_counted(item))]
@@ -167,7 +166,7 @@ def _join_parts(parts: list[str], line: str) -> list[str]:
 
 def _split_counted(line: str) -> list[str]:
     """`A 6병 B 12병` is two items: cut behind each quantity, or before each where the line begins with one."""
-    plain = unicodedata.normalize("NFKC", line)
+    plain = _compatible(line)
     found = [m for m in _COUNTED.finditer(plain) if _count(m) is not None]
     if len(found) < 2:
         return [line]
@@ -232,12 +231,9 @@ def _take_bare(text: str) -> tuple[str, int | None]:
     return text, None
 
 
-def _take_trailing_year(text: str) -> tuple[str, int | None]:
-    """`샤또 마고 15` beside a quantity with a unit: 15 is the vintage."""
-    found = re.search(r"(?<=\s)([012]\d)$", text)
-    if found and _WORD.search(text[: found.start()]) and not _NAME_NUMBER.search(text[: found.start()]):
-        return text[: found.start()], _full_year(int(found[1]))
-    return text, None
+def _compatible(text: str) -> str:
+    """NFKC, but single jamo stay as typed: NFKC would make them conjoining ones, which few fonts and models know."""
+    return _NOT_JAMO.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
 
 
 def _tidy(text: str) -> str:

@@ -23,12 +23,12 @@ FILES = 300  # enough that a process can be killed among them
 spawn = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(home: Path) -> Iterator[MlflowServer]:
     with start_mlflow(home, free_port(), home / "log") as running:
         yield running
@@ -70,22 +70,21 @@ def test_a_killed_server_is_unavailable_until_it_is_back(home: Path, tmp_path: P
 def test_a_server_that_hangs_is_unavailable(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release, folders = make_release(tmp_path, "wines", "one")
     store = MlflowStore(server.uri)
-    store.publish(release, folders)
+    store.publish(*make_release(tmp_path, "hangs", "one"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     os.killpg(server.pid, signal.SIGSTOP)
     try:
         with pytest.raises(RegistryUnavailable):
-            store.get("wines", 1)
+            store.get("hangs", 1)
     finally:
         os.killpg(server.pid, signal.SIGCONT)
 
 
-def many_files(folder: Path) -> tuple[Release, dict[str, Path]]:
-    files = {f"{n}.bin": os.urandom(2000) for n in range(FILES)}
+def many_files(folder: Path, app: str) -> tuple[Release, dict[str, Path]]:
+    files = {f"{app}-{n}.bin": os.urandom(2000) for n in range(FILES)}
     part, at = component(folder, "rules", "rules", files)
-    return Release("wines", {}, (part,), 0, release_digest({}, (part,))), {part.digest: at}
+    return Release(app, {}, (part,), 0, release_digest({}, (part,))), {part.digest: at}
 
 
 def publish(uri: str, release: Release, folders: dict[str, Path]) -> None:
@@ -112,11 +111,11 @@ def run_and_kill_when(started: Callable[[], int], target: Callable[..., None], *
 def test_a_publisher_killed_in_mid_upload_leaves_nothing_that_is_served(
     server: MlflowServer, home: Path, tmp_path: Path
 ) -> None:
-    release, folders = many_files(tmp_path / "rules")
-    uploaded = lambda: len(list(home.glob("mlflow/artifacts/*/*/artifacts/*.bin")))  # noqa: E731
+    release, folders = many_files(tmp_path / "rules", "uploads")
+    uploaded = lambda: len(list(home.glob("mlflow/artifacts/*/*/artifacts/uploads-*")))  # noqa: E731
     run_and_kill_when(uploaded, publish, server.uri, release, folders)
     store = MlflowStore(server.uri)
-    assert store.versions("wines") == []
+    assert store.versions("uploads") == []
     with pytest.raises(ReleaseNotFound, match="no complete copy"):
         store.fetch(release.components[0], tmp_path / "cache")
     assert store.publish(release, folders).version == 1
@@ -124,7 +123,7 @@ def test_a_publisher_killed_in_mid_upload_leaves_nothing_that_is_served(
 
 
 def test_a_reader_killed_in_mid_download_is_not_in_the_way(server: MlflowServer, tmp_path: Path) -> None:
-    release, folders = many_files(tmp_path / "rules")
+    release, folders = many_files(tmp_path / "rules", "downloads")
     store = MlflowStore(server.uri)
     store.publish(release, folders)
     cache = tmp_path / "cache"
@@ -136,10 +135,13 @@ def test_a_reader_killed_in_mid_download_is_not_in_the_way(server: MlflowServer,
 
 
 def test_a_deleted_experiment_says_how_to_go_on(server: MlflowServer, tmp_path: Path) -> None:
-    release, folders = make_release(tmp_path, "wines", "one")
+    release, folders = make_release(tmp_path, "deleted", "one")
     store = MlflowStore(server.uri)
     store.publish(release, folders)
     found = store._client.get_experiment_by_name(COMPONENTS_EXPERIMENT)
     store._client.delete_experiment(found.experiment_id)
-    with pytest.raises(RegistryError, match="restore it"):
-        store.publish(release, folders)
+    try:
+        with pytest.raises(RegistryError, match="restore it"):
+            store.publish(release, folders)
+    finally:
+        store._client.restore_experiment(found.experiment_id)

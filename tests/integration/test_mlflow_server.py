@@ -72,7 +72,7 @@ def test_the_webhook_key_is_made_once_and_private(tmp_path: Path) -> None:
     again = mlflow_command(tmp_path, 5001)[1]["MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"]
     assert first == again
     assert (tmp_path / "mlflow" / "webhook.key").stat().st_mode & 0o777 == 0o600
-    assert os.listdir(tmp_path / "mlflow") == ["webhook.key"]
+    assert [p.name for p in (tmp_path / "mlflow").iterdir()] == ["webhook.key"]
 
 
 def test_a_large_component_goes_up_and_comes_back(server: MlflowServer, tmp_path: Path) -> None:

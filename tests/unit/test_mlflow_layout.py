@@ -35,7 +35,7 @@ def test_a_large_spec_is_cut_to_what_mlflow_takes() -> None:
 
 
 def test_the_description_names_parts_metrics_and_lineage() -> None:
-    parts = tuple(ComponentRef(f"part.{n}", "rules", f"{n:064x}", 2_500_000) for n in range(100))
+    parts = tuple(ComponentRef(f"part.{n}", "rules", f"{n:064x}", 2_500_000) for n in range(200))
     release = Release("wines", {}, parts[:1], 7, "a" * 64, {"recall@10": 0.51234}, {"commit": "made-up"})
     text = description(release)
     for expected in ("**wines**", "sequence 7", "| part.0 | rules | 2.5 |", "| recall@10 | 0.5123 |", "| made-up |"):

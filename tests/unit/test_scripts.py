@@ -19,22 +19,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(file for file in (ROOT / "scripts").iterdir() if file.is_file())
 BACKEND = """
-import base64, hashlib, pathlib, time, zipfile
+import pathlib, shutil, time
 
 def build_editable(folder, config_settings=None, metadata_directory=None):
     pathlib.Path("building").touch()
     while pathlib.Path("wait").exists():
         time.sleep(0.05)
-    make_wheel(pathlib.Path(folder), "miniature", "")
-    return "miniature-1.0-py3-none-any.whl"
+    return pathlib.Path(shutil.copy("built/miniature-1.0-py3-none-any.whl", folder)).name
 """
 
 
-def make_wheel(folder: Path, name: str, source: str) -> None:
+def make_wheel(folder: Path, name: str) -> None:
+    """An installable distribution of one empty module."""
     folder.mkdir(exist_ok=True)
     info = f"{name}-1.0.dist-info"
     files = {
-        f"{name}.py": source,
+        f"{name}.py": "",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -51,24 +51,24 @@ class Checkout:
     """A folder with the real scripts, a lock of one package and a build that can be held up by a file `wait`."""
 
     def __init__(self, folder: Path) -> None:
+        wheels = folder.parent / "wheels"
         self.folder = folder
         self.venv = folder / ".venv"
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "PALATE_"))}
         self.env |= {
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(folder / "wheels"),
+            "PIP_FIND_LINKS": str(wheels),
             "PALATE_PYTHON": sys.executable,
             "PALATE_INSTALL_GB": "0",
         }
         (folder / "requirements").mkdir(parents=True)
         shutil.copytree(ROOT / "scripts", folder / "scripts")
-        make_wheel(folder / "wheels", "probe_one", "")
-        make_wheel(folder / "wheels", "probe_two", "")
+        make_wheel(wheels, "probe_one")
+        make_wheel(wheels, "probe_two")
+        make_wheel(folder / "built", "miniature")
         self.lock("probe_one==1.0")
-        head, function = Path(__file__).read_text(encoding="utf-8").split("def make_wheel", 1)
-        maker = "def make_wheel" + function.split("\n\n\n", 1)[0].replace("folder: Path", "folder")
-        (folder / "backend.py").write_text(BACKEND + "\n" + maker + "\n")
+        (folder / "backend.py").write_text(BACKEND)
         (folder / "pyproject.toml").write_text(
             '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
             '[project]\nname = "miniature"\nversion = "1.0"\n'

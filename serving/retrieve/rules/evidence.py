@@ -56,14 +56,13 @@ def explained(index: Index, reading: Reading) -> NDArray[np.float64]:
 def _items(index: Index, matches: Matches) -> NDArray[np.float64]:
     """(items,) the worth of the best of the matched spellings that each item has."""
     worths = np.zeros(len(index.items))
-    useful = matches.worths > 0
-    entries = matches.entries[useful]
+    entries = matches.entries
     counts = index.starts[entries + 1] - index.starts[entries]
     if not len(entries):
         return worths
     offsets = np.repeat(index.starts[entries] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
     np.maximum.at(worths, index.posted_items[offsets],
-                  np.repeat(matches.worths[useful], counts) * index.posted_weights[offsets])  # fmt: skip
+                  np.repeat(matches.worths, counts) * index.posted_weights[offsets])  # fmt: skip
     return worths
 
 
@@ -76,7 +75,8 @@ def weigh(index: Index, reading: Reading, allowed: NDArray[np.bool_] | None, sim
     joined = spelling.letters("".join(reading.pieces))
     grams = np.zeros(rows)
     if similar and len(index.name_rows):
-        np.maximum.at(grams, index.name_rows, index.name_grams.similarity(joined))
+        names, alike = index.name_grams.similar(joined)
+        np.maximum.at(grams, index.name_rows[names], alike)
     preference = _preference(index, reading)
     order = RANKING["query"] * query + RANKING["item"] * item + RANKING["grams"] * grams + preference
     eligible = (query > 0) | (grams > 0.15)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,8 @@ from serving.retrieve.rules.phonetics import phonetic
 from serving.schema import Item
 
 LONGEST_PHRASE = 4  # words written together, or read as initials
-ALIAS_WORTH = 0.97  # another spelling of the same words
-INITIALS_WORTH = 0.85  # lc, 레찰, ㄹㅇㅋ: several things may share them
+ALIAS_TRUST = 0.97  # another spelling of the same words
+INITIALS_TRUST = 0.85  # lc, 레찰, ㄹㅇㅋ: several things may share them
 NAME_WEIGHT = 0.5  # fields at least this heavy, relative to the heaviest, name the item; the others describe it
 MIN_GRAM, MAX_GRAM = 2, 4
 
@@ -34,7 +35,7 @@ def grams(text: str) -> list[str]:
 
 
 class GramIndex:
-    """Postings of n-grams over texts; `similarity` is the cosine of n-gram sets."""
+    """Postings of n-grams over texts; `similar` gives the cosine of n-gram sets."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._ids: dict[str, int] = {}
@@ -47,30 +48,37 @@ class GramIndex:
         self._starts = np.searchsorted(gram[order], np.arange(len(ids) + 1))
         self._norms = np.sqrt(np.maximum(counts, 1))
 
-    def similarity(self, text: str) -> NDArray[np.float64]:
-        """(texts,) in 0..1."""
+    def similar(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The texts that share n-grams with `text`, and their similarity, 0..1."""
         wanted = set(grams(text))
-        spans = [self._texts[self._starts[g] : self._starts[g + 1]] for w in wanted if (g := self._ids.get(w)) is not None]
+        known = [g for w in wanted if (g := self._ids.get(w)) is not None]
+        spans = [self._texts[self._starts[g] : self._starts[g + 1]] for g in known]
         if not spans:
-            return np.zeros(len(self._norms))
+            return np.empty(0, np.int64), np.empty(0)
         shared = np.bincount(np.concatenate(spans), minlength=len(self._norms))
-        return np.asarray(shared / (self._norms * math.sqrt(len(wanted))))
+        texts = np.flatnonzero(shared)
+        return texts, shared[texts] / (self._norms[texts] * math.sqrt(len(wanted)))
 
     def nearest(self, text: str, count: int) -> NDArray[np.int64]:
         """At most `count` texts that share n-grams with `text`, in no order."""
-        similar = self.similarity(text)
-        if len(similar) > count:
-            best = np.argpartition(similar, -count)[-count:]
-            return best[similar[best] > 0]
-        return np.flatnonzero(similar)
+        texts, alike = self.similar(text)
+        return texts[np.argpartition(alike, -count)[-count:]] if len(texts) > count else texts
+
+
+class Spelling(NamedTuple):
+    """How one item is written: by which words of it, in a field of which weight, and how sure such a spelling is."""
+
+    weight: float
+    trust: float
+    span: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Analysed:
-    """One item, read once. `entries`: spelling -> (weight 0..1, the words it stands for)."""
+    """One item, read once."""
 
     id: str
-    entries: Mapping[str, tuple[float, tuple[str, ...]]]
+    entries: Mapping[str, Spelling]
     names: tuple[tuple[str, ...], ...]
     name_key: str
     facts: Facts
@@ -93,7 +101,7 @@ class Aliases:
 def analyse(item: Item, weights: Mapping[str, float], aliases: Aliases, phrases: bool) -> Analysed:
     """`phrases` False keeps single words only."""
     heaviest = max(weights.values(), default=1.0) or 1.0
-    entries: dict[str, tuple[float, tuple[str, ...]]] = {}
+    entries: dict[str, Spelling] = {}
     names: list[tuple[str, ...]] = []
     texts = {f: spelling.normalise(str(item.fields[f])) for f in weights if item.fields.get(f) is not None}
     for field, text in texts.items():
@@ -105,25 +113,24 @@ def analyse(item: Item, weights: Mapping[str, float], aliases: Aliases, phrases:
             for end in range(start + 1, min(start + LONGEST_PHRASE, len(worded)) + 1):
                 span = worded[start:end]
                 if phrases or len(span) == 1:
-                    _add(entries, "".join(span), weight, span)
+                    _add(entries, "".join(span), Spelling(weight, 1.0, span))
                 if phrases and len(span) > 1:
-                    _add_initials(entries, weight * INITIALS_WORTH, span)
+                    _add(entries, _initials(span), Spelling(weight, INITIALS_TRUST, span))
                 for other in aliases.of("".join(span)):
-                    _add(entries, other, weight * ALIAS_WORTH, span)
+                    _add(entries, other, Spelling(weight, ALIAS_TRUST, span))
     facts = item_facts(item, " ".join(texts.values()))
     return Analysed(item.id, entries, tuple(names), "|".join("".join(n) for n in names[:1]), facts)
 
 
-def _add(entries: dict[str, tuple[float, tuple[str, ...]]], form: str, weight: float, span: tuple[str, ...]) -> None:
+def _add(entries: dict[str, Spelling], form: str, found: Spelling) -> None:
     known = entries.get(form)
-    if known is None or known[0] < weight:
-        entries[form] = (weight, span)
+    if form and (known is None or known[:2] < found[:2]):
+        entries[form] = found
 
 
-def _add_initials(entries: dict[str, tuple[float, tuple[str, ...]]], weight: float, span: tuple[str, ...]) -> None:
-    """lc for lake chalice, 레찰 for 레이크 찰리스."""
-    if not any(word[0].isdigit() for word in span):
-        _add(entries, "".join(word[0] for word in span), weight, span)
+def _initials(span: tuple[str, ...]) -> str:
+    """lc for lake chalice, 레찰 for 레이크 찰리스; nothing where a number is among the words."""
+    return "" if any(word[0].isdigit() for word in span) else "".join(word[0] for word in span)
 
 
 class Index:
@@ -148,22 +155,26 @@ class Index:
         self.longest_form = max((len(form) for form in self.forms), default=0)
 
     def _post(self, items: Sequence[Analysed]) -> None:
-        entry, item, weight, mass = [], [], [], []
+        entry, item, weight = [], [], []
+        mass, trust = [], []
         for row, analysed in enumerate(items):
-            for form, (form_weight, span) in analysed.entries.items():
+            for form, found in analysed.entries.items():
                 number = self.entry_of.setdefault(form, len(self.entry_of))
                 if number == len(self.forms):
                     self.forms.append(form)
                     mass.append(0.0)
-                mass[number] = max(mass[number], sum(self.words_idf[word] for word in span))
+                    trust.append(0.0)
+                mass[number] = max(mass[number], sum(self.words_idf[word] for word in found.span))
+                trust[number] = max(trust[number], found.trust)
                 entry.append(number)
                 item.append(row)
-                weight.append(form_weight)
+                weight.append(found.weight * found.trust)
         order = np.argsort(np.array(entry, np.int64), kind="stable")
         self.posted_items = np.array(item, np.int64)[order]
         self.posted_weights = np.array(weight, np.float64)[order]
         self.starts = np.searchsorted(np.array(entry, np.int64)[order], np.arange(len(self.forms) + 1))
         self.mass = np.array(mass, np.float64)
+        self.trust = np.array(trust, np.float64)
 
     def _consonants(self) -> dict[str, list[int]]:
         """First consonants -> the words and phrases that have them."""
@@ -187,8 +198,10 @@ class Index:
         self.years = np.array([item.facts.year or 0 for item in items], np.int64)
         self.volumes = np.array([item.facts.volume_ml or 750 for item in items], np.int64)
 
-    def postings(self, entry: int) -> slice:
-        return slice(int(self.starts[entry]), int(self.starts[entry + 1]))
+    def is_word(self, form: str) -> bool:
+        """Is it how words are written, not only their initials?"""
+        entry = self.entry_of.get(form)
+        return entry is not None and bool(self.trust[entry] > INITIALS_TRUST)
 
 
 def anagram_key(letters: str) -> str:
@@ -198,7 +211,7 @@ def anagram_key(letters: str) -> str:
 
 def _idf(items: Sequence[Analysed]) -> dict[str, float]:
     """Word -> 0..1: 1 for a word of one item, towards 0 for a word of all."""
-    seen = Counter(word for item in items for word in {w for _, span in item.entries.values() for w in span})
+    seen = Counter(word for item in items for word in {w for found in item.entries.values() for w in found.span})
     scale = math.log1p(len(items)) or 1.0
     return {word: max(0.05, math.log1p(len(items) / count) / scale) if items else 1.0 for word, count in seen.items()}
 

@@ -30,14 +30,12 @@ SPARSE = (0.35, 0.6)  # letters left out: mrlbrgh
 
 
 class Matches(NamedTuple):
-    """Entries of the index and how like they are: both (k,), the worth in 0..1, in no order."""
+    """Entries of the index and how like they are: both (k,), the worth in 0..1, in no order. `best` is the worth of
+    the best, less where that is an alias or initials."""
 
     entries: NDArray[np.int64]
     worths: NDArray[np.float64]
-
-    @property
-    def best(self) -> float:
-        return float(self.worths.max()) if len(self.worths) else 0.0
+    best: float = 0.0
 
 
 NOTHING = Matches(np.empty(0, np.int64), np.empty(0))
@@ -45,6 +43,15 @@ NOTHING = Matches(np.empty(0, np.int64), np.empty(0))
 
 def match(index: Index, word: str, options: Options) -> Matches:
     """The spellings that `word` may stand for."""
+    found = _match(index, word, options)
+    useful = found.worths > 0
+    if not useful.any():
+        return NOTHING
+    entries, worths = found.entries[useful], found.worths[useful]
+    return Matches(entries, worths, float((worths * index.trust[entries]).max()))
+
+
+def _match(index: Index, word: str, options: Options) -> Matches:
     letters = spelling.letters(word)
     exact = index.by_letters.get(letters)
     if word[0].isdigit():  # numbers are never nearly right
@@ -60,7 +67,7 @@ def match(index: Index, word: str, options: Options) -> Matches:
     swapped = index.by_anagram.get(anagram_key(letters))
     if swapped is not None:
         parts.append(_one(swapped, SWAPPED))
-    if options.phonetic and max(p.best for p in parts) < ENOUGH:
+    if options.phonetic and max(p.worths.max(initial=0.0) for p in parts) < ENOUGH:
         parts.append(_sounding(index, word))
     return Matches(np.concatenate([p.entries for p in parts]), np.concatenate([p.worths for p in parts]))
 

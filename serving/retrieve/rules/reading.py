@@ -5,6 +5,7 @@ Called by `source`. Pure; reads an `Index`.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from serving.retrieve.rules.options import Options
 BETTER = 0.1  # by how much the other layout must read better
 UNREADABLE = 0.75  # a word that reads worse is tried in the other layout
 SURE = 0.85  # a piece this like a spelling weighs what the spelling weighs
+_SPACED = re.compile(r"(?<!\S)\S(?:\s+\S){3,}(?!\S)")  # l a k e: single characters apart are one word
 MOST_PIECES = 16
 LONGEST_WORD = 64  # characters; what is longer is cut off
 # Words of orders, not of items: they say nothing about which item is meant.
@@ -46,35 +48,26 @@ class Reader:
         self._match = lru_cache(maxsize=8192)(lambda word: match(index, word, options))
 
     def read(self, text: str, expansions: Mapping[str, str]) -> Reading:
-        facts, rest = take_facts(unicodedata.normalize("NFKC", text))
+        plain = _SPACED.sub(lambda found: "".join(found[0].split()), unicodedata.normalize("NFKC", text))
+        facts, rest = take_facts(plain)
+        if facts.year is None and (found := _LIKELY_YEAR.search(rest)):
+            facts = facts._replace(year=full_year(int(found[1])))
         pieces: list[str] = []
+        typed: list[str] = []
         for chunk in spelling.runs_text(rest).split():
-            key = spelling.normalise(chunk).strip(".,;:()[]")
-            if key in expansions:
-                pieces += spelling.words(spelling.normalise(expansions[key]))
-                continue
-            for word in spelling.words(chunk):
-                pieces += self._pieces(word[:LONGEST_WORD], expansions)
+            runs = spelling.words(chunk)
+            for key, words in ((spelling.normalise(chunk).strip(_EDGES), runs), *((r.casefold(), [r]) for r in runs)):
+                if key in expansions:
+                    pieces += self._pieces(typed) + spelling.words(spelling.normalise(expansions[key]))
+                    typed = []
+                    if words is runs:
+                        break
+                elif words is not runs or len(runs) == 1:
+                    typed += [r[:LONGEST_WORD] for r in words if words is not runs]
+        pieces += self._pieces(typed)
         reading = Reading(pieces[:MOST_PIECES], facts)
         self._find_spans(reading)
         return reading
-
-    def matches(self, word: str) -> Matches:
-        return self._match(word)
-
-    def _pieces(self, word: str, expansions: Mapping[str, str]) -> list[str]:
-        """One run of a script, its case kept."""
-        folded = word.casefold()
-        if folded in expansions:
-            return spelling.words(spelling.normalise(expansions[folded]))
-        pieces = self._cut(folded)
-        if self._options.keyboard and (readable := self._readable(pieces)) < UNREADABLE and len(word) > 2:
-            flipped = spelling.flip_keyboard(word)
-            if flipped and flipped != folded:
-                other = self._cut(flipped)
-                if self._readable(other) > readable + BETTER:
-                    return other
-        return pieces
 
     def _readable(self, pieces: list[str]) -> float:
         """0..1: how well the pieces match known spellings, by length."""
@@ -83,15 +76,15 @@ class Reader:
     def _cut(self, word: str) -> list[str]:
         """Known words inside `word`, and what is left between them, in order; `word` itself if there are too few."""
         shortest = 2 if spelling.is_hangul(word) else 3
-        known = self._index.entry_of
-        if not self._options.jamo or word in known or word[0].isdigit() or len(word) < 2 * shortest:
+        is_word = self._index.is_word
+        if not self._options.jamo or is_word(word) or word[0].isdigit() or len(word) < 2 * shortest:
             return [word]
         # best[j]: (letters inside known words less a toll per word, where the last piece starts, is it known)
         best: list[tuple[float, int, bool]] = [(0.0, 0, True)]
         for end in range(1, len(word) + 1):
             options = [(best[end - 1][0], end - 1, False)]
             for start in range(max(0, end - self._index.longest_form), end - shortest + 1):
-                if word[start:end] in known:
+                if is_word(word[start:end]):
                     options.append((best[start][0] + (end - start) - 0.6, start, True))
             best.append(max(options))
         pieces: list[str] = []

@@ -1,0 +1,59 @@
+"""The `palate` command. The root is assembled from the entry points `palate.commands`: each package owns its own."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from registry.errors import RegistryError
+from serving.commands import data, keys, lifecycle
+from serving.errors import PalateError
+from serving.local.home import SetupError
+
+HELP = """Serve search, ranking and generation over your own catalogue.
+
+Start with `palate up`: it serves the example apps on this machine and prints a curl line for each.
+State lives in PALATE_HOME (default ~/.palate); the key it makes there is used by these commands by themselves.
+"""
+
+commands = typer.Typer()
+for module in (lifecycle, data, keys):
+    module.register(commands)
+
+
+def build_root() -> typer.Typer:
+    """The root command with every package's commands on its top level."""
+    root = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+    @root.callback()
+    def _root(
+        show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    ) -> None:
+        if show_version:
+            typer.echo(f"palate {version('palate')}")
+            raise typer.Exit
+
+    for entry in sorted(entry_points(group="palate.commands"), key=lambda e: e.name):
+        root.add_typer(entry.load())
+    return root
+
+
+def main() -> None:
+    """Errors a person can act upon are one line on stderr and status 1; anything else is a bug and shows its trace."""
+    try:
+        build_root()(prog_name="palate")
+    except (PalateError, RegistryError, SetupError) as error:
+        Console(stderr=True).print(f"[bold red]palate:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""A small HTTP client of the endpoint, for the `palate` command: finds the address and the key of a home by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from serving.errors import (
+    STATUS,
+    BadRequest,
+    NotFound,
+    Overloaded,
+    PalateError,
+    PhaseFailed,
+    StoreUnavailable,
+)
+from serving.local.home import Home
+
+RETRIES = 3
+
+
+class PalateClient:
+    """Blocking; a context manager. Errors of the server come back as the errors of `serving.errors`."""
+
+    def __init__(self, url: str, key: str, timeout_s: float = 60.0) -> None:
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=timeout_s,
+            transport=httpx.HTTPTransport(retries=RETRIES),
+        )
+
+    @classmethod
+    def of_home(cls, home: Home) -> PalateClient:
+        """PALATE_URL and PALATE_API_KEY win over what the home says. Raises StoreUnavailable when nothing runs."""
+        url = os.environ.get("PALATE_URL")
+        if url is None:
+            running = home.running()
+            if running is None:
+                raise StoreUnavailable(
+                    f"nothing runs in {home.root}: start it with `palate up`, or set PALATE_URL and PALATE_API_KEY"
+                )
+            url = running.url
+        return cls(url, os.environ.get("PALATE_API_KEY") or _read_key(home.api_key_file))
+
+    def apps(self) -> list[dict[str, Any]]:
+        return list(self._send("GET", "/v1/apps")["apps"])
+
+    def query(self, app: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._send("POST", f"/v1/apps/{app}/query", body)
+
+    def feedback(self, app: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._send("POST", f"/v1/apps/{app}/feedback", body)
+
+    def items(self, app: str, limit: int, cursor: str | None = None) -> dict[str, Any]:
+        return self._send("GET", f"/v1/apps/{app}/items", params={"limit": limit, **({"cursor": cursor} if cursor else {})})
+
+    def put_items(self, app: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return self._send("PUT", f"/v1/apps/{app}/items", {"items": list(items)})
+
+    def delete_items(self, app: str, ids: Sequence[str]) -> dict[str, Any]:
+        return self._send("DELETE", f"/v1/apps/{app}/items", {"ids": list(ids)})
+
+    def ready(self) -> dict[str, Any]:
+        return dict(self._http.get("/readyz").json())
+
+    def __enter__(self) -> PalateClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._http.close()
+
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, json=body, params=params)
+        except httpx.TransportError as error:
+            raise StoreUnavailable(f"{self._http.base_url} does not answer: {error}") from None
+        if answer.is_success:
+            return dict(answer.json())
+        raise _error(answer)
+
+
+def _read_key(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise NotFound(f"there is no key in {file}: `palate up` writes one, or set PALATE_API_KEY") from None
+
+
+def _error(answer: httpx.Response) -> PalateError:
+    try:
+        body = answer.json()
+        detail, field = str(body["detail"]), body.get("field")
+    except (ValueError, KeyError):
+        detail, field = f"{answer.status_code}: {answer.text[:200]}", None
+    kind = next((k for k, status in STATUS.items() if status == answer.status_code), BadRequest)
+    if kind is Overloaded:
+        return Overloaded(detail, retry_after_s=float(answer.headers.get("retry-after", "1")))
+    if kind is PhaseFailed:
+        return PhaseFailed(detail, phase="?")
+    return kind(detail, field=field)

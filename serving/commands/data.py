@@ -1,0 +1,195 @@
+"""palate query, feedback, items: an app's endpoint from the shell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from serving.client import PalateClient
+from serving.commands import HomeOption, JsonOption, console, home_of
+from serving.errors import BadRequest
+from serving.local.home import Home
+
+BATCH = 500
+
+
+def register(commands: typer.Typer) -> None:
+    commands.command()(query)
+    commands.command()(feedback)
+    items = typer.Typer(help="List, load and delete an app's catalogue.", no_args_is_help=True)
+    items.command("list")(list_items)
+    items.command("load")(load_items)
+    items.command("delete")(delete_items)
+    commands.add_typer(items, name="items")
+
+
+def query(
+    app: str,
+    text: Annotated[str, typer.Argument(help="What to search for; `-` reads it from standard input.")],
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1)] = 5,
+    filters: Annotated[str, typer.Option("--filters", help='JSON: {"price": {"lte": 30000}}.')] = "{}",
+    user: Annotated[str | None, typer.Option(help="Who asks.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask an app."""
+    try:
+        parsed = json.loads(filters)
+    except ValueError as error:
+        raise BadRequest(f"--filters is not JSON: {error}", field="filters") from None
+    body: dict[str, Any] = {"query": sys.stdin.read() if text == "-" else text, "top_k": top_k, "filters": parsed}
+    if user:
+        body["user"] = user
+    with PalateClient.of_home(home_of(home)) as client:
+        answer = client.query(app, body)
+    if as_json:
+        console.print_json(data=answer)
+        return
+    for line in answer.get("lines") or [answer]:
+        if "text" in line:
+            amount = f"{line['quantity']} {line['unit'] or ''}".strip() if line["quantity"] else "no quantity"
+            console.print(f"[bold]{line['text']}[/]  ({amount})", highlight=False)
+        console.print(_results(line["results"], line["abstained"]))
+    took = answer["timings_ms"]["total"]
+    console.print(f"[dim]release {answer['release']}, {took:.1f} ms, trace {answer['trace_id']}[/]", highlight=False)
+
+
+def feedback(
+    app: str,
+    trace_id: Annotated[str, typer.Argument(help="The trace id of the answer.")],
+    event: Annotated[str, typer.Argument(help="select, click, order, reject, … as the app names them.")],
+    item: Annotated[str | None, typer.Option("--item", help="The item chosen.")] = None,
+    rejected: Annotated[list[str] | None, typer.Option("--rejected", help="Items turned down; repeatable.")] = None,
+    line: Annotated[int, typer.Option(min=0, help="Which line of an order text, from 0.")] = 0,
+    user: Annotated[str | None, typer.Option(help="Default: the user of the query.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Tell an app what a user did with its answer."""
+    body: dict[str, Any] = {"trace_id": trace_id, "event": event, "rejected": rejected or [], "line": line}
+    body |= {name: value for name, value in (("item_id", item), ("user", user)) if value}
+    with PalateClient.of_home(home_of(home)) as client:
+        console.print_json(data=client.feedback(app, body))
+
+
+def list_items(
+    app: str,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    cursor: Annotated[str | None, typer.Option(help="next_cursor of the page before.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A page of the catalogue, in id order."""
+    with PalateClient.of_home(home_of(home)) as client:
+        page = client.items(app, limit, cursor)
+    if as_json:
+        console.print_json(data=page)
+        return
+    table = Table("id", "fields", "attributes", box=None)
+    for item in page["items"]:
+        table.add_row(item["id"], _short(item["fields"]), _short(item["attributes"]))
+    console.print(table)
+    if page["next_cursor"]:
+        console.print(f"[dim]more: --cursor {page['next_cursor']}[/]")
+
+
+def load_items(
+    app: str,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines: {id, fields, attributes}.")],
+    home: HomeOption = None,
+) -> None:
+    """Upsert a file's items. Stopped half-way, the same command goes on where it was."""
+    place = home_of(home)
+    progress_file = _Resume(place, app, file)
+    size = file.stat().st_size
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with PalateClient.of_home(place) as client, Progress(*columns, console=console) as bar, file.open("rb") as stream:
+        done = progress_file.read()
+        stream.seek(done.offset)
+        task = bar.add_task(f"{app}: {done.items:,} items", total=size, completed=done.offset)
+        for batch in _batches(stream, done.line):
+            client.put_items(app, batch.items)
+            done = _Done(batch.end, batch.last_line, done.items + len(batch.items))
+            progress_file.write(done)
+            bar.update(task, completed=batch.end, description=f"{app}: {done.items:,} items")
+    progress_file.clear()
+    console.print(f"{done.items:,} items of {file} are in {app}.")
+
+
+def delete_items(app: str, ids: list[str], home: HomeOption = None) -> None:
+    """Delete items by id."""
+    with PalateClient.of_home(home_of(home)) as client:
+        console.print_json(data=client.delete_items(app, ids))
+
+
+class _Done:
+    """How far a load came: byte offset, line number and items."""
+
+    def __init__(self, offset: int = 0, line: int = 0, items: int = 0) -> None:
+        self.offset, self.line, self.items = offset, line, items
+
+
+class _Batch:
+    def __init__(self, items: list[dict[str, Any]], end: int, last_line: int) -> None:
+        self.items, self.end, self.last_line = items, end, last_line
+
+
+def _batches(stream: Any, line: int) -> Iterator[_Batch]:
+    items: list[dict[str, Any]] = []
+    for raw in iter(stream.readline, b""):
+        line += 1
+        if raw.strip():
+            try:
+                item = orjson.loads(raw)
+            except ValueError as error:
+                raise BadRequest(f"line {line} is not JSON: {error}; correct it and run the same command") from None
+            items.append(item)
+        if len(items) == BATCH:
+            yield _Batch(items, stream.tell(), line)
+            items = []
+    if items:
+        yield _Batch(items, stream.tell(), line)
+
+
+class _Resume:
+    """Remembers how far the load of one file into one app came. A changed file starts from its beginning."""
+
+    def __init__(self, home: Home, app: str, file: Path) -> None:
+        stat = file.stat()
+        identity = f"{app}\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        self._path = home.run / f"load-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+
+    def read(self) -> _Done:
+        try:
+            return _Done(**json.loads(self._path.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return _Done()
+
+    def write(self, done: _Done) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps({"offset": done.offset, "line": done.line, "items": done.items}))
+        temporary.replace(self._path)
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _results(results: list[dict[str, Any]], abstained: bool) -> Table:
+    table = Table("", "id", "score", "source", "fields", box=None)
+    for number, result in enumerate(results, 1):
+        mark = "?" if abstained else str(number)
+        table.add_row(mark, result["id"], f"{result['score']:.3f}", result["source"], _short(result["fields"]))
+    return table
+
+
+def _short(fields: dict[str, Any]) -> str:
+    return " | ".join(str(value) for value in fields.values() if value is not None)[:100]

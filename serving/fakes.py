@@ -1,0 +1,111 @@
+"""Stand-ins that pass the same contract tests as the real adapters: for tests, and for trying an app without them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+from serving.schema import FeedbackEvent, Item, Trace
+from serving.store.codec import (
+    ItemRow,
+    check_limit,
+    decode_cursor,
+    decode_event,
+    decode_item,
+    decode_trace,
+    encode_cursor,
+    encode_event,
+    encode_item,
+    encode_trace,
+)
+
+
+class MemoryItemStore:
+    """Stands in for `SqlItemStore`: one process, nothing durable."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, tuple[int, ItemRow | None]]] = {}
+        self._seq: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def upsert(self, app: str, items: Sequence[Item]) -> int:
+        return self._write(app, {row.id: row for row in map(encode_item, items)})
+
+    def delete(self, app: str, ids: Sequence[str]) -> int:
+        return self._write(app, dict.fromkeys(ids))
+
+    def get(self, app: str, ids: Sequence[str]) -> list[Item | None]:
+        rows = [self._rows.get(app, {}).get(i, (0, None))[1] for i in ids]
+        return [None if row is None else decode_item(*row) for row in rows]
+
+    def page(self, app: str, limit: int, cursor: str | None) -> tuple[list[Item], str | None]:
+        check_limit(limit)
+        last = decode_cursor(cursor)
+        found = list(islice((item for item in self.scan(app) if item.id > last), limit + 1))
+        return found[:limit], encode_cursor(found[limit - 1].id) if len(found) > limit else None
+
+    def changes(self, app: str, after_seq: int, limit: int) -> tuple[list[Item], list[str], int]:
+        check_limit(limit)
+        with self._lock:
+            rows = [(seq, i, row) for i, (seq, row) in self._rows.get(app, {}).items() if seq > after_seq]
+        rows = sorted(rows, key=lambda change: change[0])[:limit]
+        upserted = [decode_item(*row) for _, _, row in rows if row is not None]
+        return upserted, [i for _, i, row in rows if row is None], rows[-1][0] if rows else after_seq
+
+    def scan(self, app: str) -> Iterator[Item]:
+        with self._lock:
+            rows = sorted(row for _, row in self._rows.get(app, {}).values() if row is not None)
+        return (decode_item(*row) for row in rows)
+
+    def count(self, app: str) -> int:
+        return sum(1 for _ in self.scan(app))
+
+    def sequence(self, app: str) -> int:
+        return self._seq.get(app, 0)
+
+    def _write(self, app: str, rows: Mapping[str, ItemRow | None]) -> int:
+        with self._lock:
+            stored = self._rows.setdefault(app, {})
+            for item_id, row in rows.items():
+                if stored.get(item_id, (0, None))[1] != row:
+                    self._seq[app] = self._seq.get(app, 0) + 1
+                    stored[item_id] = (self._seq[app], row)
+        return self.sequence(app)
+
+
+class MemoryFeedbackStore:
+    """Stands in for `SqlFeedbackStore`: one process, nothing durable."""
+
+    def __init__(self) -> None:
+        self._traces: dict[str, str] = {}
+        self._events: dict[str, dict[str, str]] = {}
+        self._lock = threading.Lock()
+
+    def record_traces(self, traces: Iterable[Trace]) -> None:
+        bodies = {trace.trace_id: encode_trace(trace) for trace in traces}
+        with self._lock:
+            self._traces = {**bodies, **self._traces}
+
+    def trace(self, trace_id: str) -> Trace | None:
+        body = self._traces.get(trace_id)
+        return None if body is None else decode_trace(body)
+
+    def record(self, event: FeedbackEvent) -> bool:
+        return self.record_many([event])[0]
+
+    def record_many(self, events: Sequence[FeedbackEvent]) -> list[bool]:
+        bodies = [encode_event(event) for event in events]
+        new = []
+        with self._lock:
+            for event, body in zip(events, bodies, strict=True):
+                stored = self._events.setdefault(event.app, {})
+                new.append(event.event_id not in stored)
+                stored.setdefault(event.event_id, body)
+        return new
+
+    def events(self, app: str, after: int, limit: int) -> list[tuple[int, FeedbackEvent]]:
+        check_limit(limit)
+        with self._lock:
+            numbered = list(enumerate(self._events.get(app, {}).values(), 1))
+        return [(seq, decode_event(body)) for seq, body in numbered if seq > after][:limit]

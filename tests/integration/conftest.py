@@ -1,0 +1,1 @@
+from tests.postgres import postgres, postgres_url  # noqa: F401

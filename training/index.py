@@ -1,0 +1,198 @@
+"""Builds a release from an app's catalogue: its components, by content hash, ready to publish.
+
+`training.cli` calls it for `palate index`; training jobs call it with an embedder they trained. The catalogue is read
+once, in id order, so the same items and the same spec give the same release digest. Vectors of texts that did not
+change come from Chroma, an embedder that did not change from the release before.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Iterator
+
+import yaml
+
+from registry.content import digest_folder, digest_json
+from registry.errors import ReleaseNotFound
+from registry.ports import ReleaseStore
+from registry.schema import ComponentRef, Release
+from serving import build
+from serving.components.catalogue import build_catalogue
+from serving.components.index import build_index
+from serving.components.lexical import build_lexical
+from serving.components.rules import build_rules
+from serving.components.text import item_text
+from serving.components.vectors import ChromaVectors
+from serving.ports import ItemStore
+from serving.schema import AppSpec, Item, SourceSpec
+from training.config import TrainingConfig
+from training.export import export_embedder, model_folder
+from training.progress import Progress
+
+SAMPLE_ITEMS = 512
+
+
+@dataclass(slots=True)
+class BuiltRelease:
+    """A release and the folder of each of its components, by digest; `seconds` per step."""
+
+    release: Release
+    folders: dict[str, Path]
+    named: dict[str, Path]
+    seconds: dict[str, float]
+
+
+@dataclass(slots=True)
+class _Parts:
+    components: list[ComponentRef] = field(default_factory=list)
+    folders: dict[str, Path] = field(default_factory=dict)
+    named: dict[str, Path] = field(default_factory=dict)
+    lineage: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, role: str, folder: Path, fingerprint: str = "", needs: Sequence[str] = ()) -> None:
+        digest, size = digest_folder(folder)
+        by_name = {component.name: component.digest for component in self.components}
+        self.components.append(
+            ComponentRef(name, role, digest, size, fingerprint, {n: by_name[n] for n in needs})  # type: ignore[arg-type]
+        )
+        self.folders[digest] = folder
+        self.named[name] = folder
+
+
+class ReleaseBuilder:
+    """Builds into `work`, a folder of its own that the caller removes."""
+
+    def __init__(
+        self,
+        spec: AppSpec,
+        app_folder: Path,
+        work: Path,
+        config: TrainingConfig,
+        store: ReleaseStore,
+        progress: Progress,
+    ) -> None:
+        self._spec = spec
+        self._app_folder = app_folder
+        self._work = work
+        self._config = config
+        self._store = store
+        self._progress = progress
+        self._parts = _Parts()
+        self._seconds: dict[str, float] = {}
+
+    def build(self, items: ItemStore) -> BuiltRelease:
+        """Raises BadRequest or SetupError-like errors of the parts; publishes nothing."""
+        with self._timed("read"):
+            seq = items.sequence(self._spec.name)
+            catalogue = self._read(items)
+        with self._timed("catalogue"):
+            folder = self._work / "catalogue"
+            build_catalogue(folder, catalogue, self._spec.items.attributes)
+            self._parts.add("catalogue", "catalogue", folder)
+        for name, source in self._spec.retrieve.sources.items():
+            with self._timed(name):
+                self._source(name, source, catalogue)
+        spec = self._spec.model_dump(mode="json")
+        digest = digest_json({"spec": spec, "components": {c.name: c.digest for c in self._parts.components}})
+        release = Release(
+            self._spec.name, spec, tuple(self._parts.components), seq, digest,
+            {"items": float(len(catalogue))}, self._parts.lineage,
+        )  # fmt: skip
+        return BuiltRelease(release, self._parts.folders, self._parts.named, self._seconds)
+
+    def _read(self, items: ItemStore) -> list[Item]:
+        total = items.count(self._spec.name)
+        catalogue: list[Item] = []
+        with self._progress.step("reading the catalogue", total) as step:
+            for item in items.scan(self._spec.name):
+                catalogue.append(item)
+                if len(catalogue) % 1000 == 0:
+                    step(len(catalogue))
+        return catalogue
+
+    def _source(self, name: str, source: SourceSpec, catalogue: Sequence[Item]) -> None:
+        folder = self._work / f"retrieve.{name}"
+        weights = self._spec.text_weights(source)
+        if source.engine == "rules":
+            build_rules(folder, self._aliases(source), weights, source.options)
+            self._parts.add(f"retrieve.{name}", "rules", folder, needs=["catalogue"])
+        elif source.engine == "lexical":
+            with self._progress.step(f"{name}: words", len(catalogue)) as step:
+                build_lexical(folder, catalogue, weights, source.options, step)
+            self._parts.add(f"retrieve.{name}", "lexical", folder, needs=["catalogue"])
+        else:
+            self._dense(name, source, folder, catalogue)
+
+    def _dense(self, name: str, source: SourceSpec, folder: Path, catalogue: Sequence[Item]) -> None:
+        texts = [(item.id, item_text(item, self._spec.text_weights(source))) for item in catalogue]
+        embedder_name = f"embedder.{source.embedder}"
+        if embedder_name not in self._parts.named:
+            self._embedder(embedder_name, source, texts)
+        embedder = build.document_embedder(self._parts.named[embedder_name], source, self._config.serving)
+        chroma = ChromaVectors(None if self._config.chroma_url else self._config.home / "chroma", self._config.chroma_url)
+        try:
+            with self._progress.step(f"{name}: vectors", len(texts)) as step:
+                chroma.sync(self._spec.name, embedder.fingerprint, texts, embedder.embed_documents, step)
+            vectors = chroma.vectors(self._spec.name, embedder.fingerprint, [item_id for item_id, _ in texts])
+        finally:
+            chroma.close()
+        with self._progress.step(f"{name}: index", len(texts)) as step:
+            build_index(folder, vectors, embedder.fingerprint, source.search, lambda done, _: step(done))
+        self._parts.add(f"retrieve.{name}", "index", folder, embedder.fingerprint, ["catalogue", embedder_name])
+
+    def _embedder(self, name: str, source: SourceSpec, texts: Sequence[tuple[str, str]]) -> None:
+        """The app's embedder: from the newest release if it was made of the same model, else exported anew."""
+        model = model_folder(source.embedder, self._app_folder)
+        model_digest, _ = digest_folder(model)
+        folder = self._reuse(name, model_digest)
+        if folder is None:
+            folder = self._work / name
+            # By hash order, so that the sample stays nearly the same when items come and go.
+            sample = sorted((digest_json({"id": item_id}), text) for item_id, text in texts)[:SAMPLE_ITEMS]
+            with self._progress.step(f"{source.embedder}: exporting to ONNX", None):
+                export_embedder(model, folder, [text for _, text in sample])
+        self._parts.lineage[f"{name}.model"] = model_digest
+        fingerprint = build.document_embedder(folder, source, self._config.serving).fingerprint
+        self._parts.add(name, "embedder", folder, fingerprint)
+
+    def _reuse(self, name: str, model_digest: str) -> Path | None:
+        try:
+            newest = self._store.versions(self._spec.name)[0].release
+            if newest.lineage.get(f"{name}.model") != model_digest:
+                return None
+            return self._store.fetch(newest.component(name), self._config.serving.component_cache)
+        except (IndexError, KeyError, ReleaseNotFound):
+            return None
+
+    def _aliases(self, source: SourceSpec) -> dict[str, list[str]]:
+        if source.aliases is None:
+            return {}
+        raw = yaml.safe_load((self._app_folder / source.aliases).read_text(encoding="utf-8"))
+        return {str(word): [str(s) for s in spellings] for word, spellings in raw.items()}
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[step] = round(time.perf_counter() - started, 2)
+
+
+@contextmanager
+def work_folder(config: TrainingConfig, app: str) -> Iterator[Path]:
+    """A folder for one build, removed afterwards; leftovers of builds that were killed go too."""
+    root = config.home / "build"
+    root.mkdir(parents=True, exist_ok=True)
+    for old in root.glob(f"{app}-*"):
+        if time.time() - old.stat().st_mtime > 6 * 3600:
+            shutil.rmtree(old, ignore_errors=True)
+    folder = root / f"{app}-{time.time_ns()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
