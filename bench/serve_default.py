@@ -18,10 +18,8 @@ from ray import serve
 from bench.plain_server import QueryBody, embed_items, fill_collection, load_model, search
 
 api = FastAPI()
-HALF_CPU = {"num_cpus": 0.5}
 
 
-@serve.deployment(ray_actor_options=HALF_CPU)
 class Embed:
     def __init__(self) -> None:
         self.model = load_model()
@@ -30,7 +28,6 @@ class Embed:
         return self.model.encode(text, normalize_embeddings=True)
 
 
-@serve.deployment(ray_actor_options=HALF_CPU)
 class Search:
     def __init__(self, vectors: Any, folder: str) -> None:
         self.collection = fill_collection(vectors, folder)
@@ -39,7 +36,6 @@ class Search:
         return search(self.collection, vector, top_k)
 
 
-@serve.deployment(ray_actor_options=HALF_CPU)
 @serve.ingress(api)
 class Ingress:
     def __init__(self, embed: Any, search: Any) -> None:
@@ -52,17 +48,20 @@ class Ingress:
         return await self.search.remote(vector, body.top_k)
 
 
-@ray.remote(max_calls=1)
 def item_vectors() -> Any:
     """In a process that ends, so that its copy of the model is not counted as the server's memory."""
     return embed_items(load_model())
 
 
+def deploy(phase: type, *arguments: Any) -> Any:
+    return serve.deployment(ray_actor_options={"num_cpus": 0.5})(phase).bind(*arguments)
+
+
 def main(port: int) -> None:
     ray.init(include_dashboard=False, logging_level="warning")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    vectors = ray.get(item_vectors.remote())
-    serve.run(Ingress.bind(Embed.bind(), Search.bind(vectors, os.environ["BENCH_FOLDER"])))
+    vectors = ray.get(ray.remote(max_calls=1)(item_vectors).remote())
+    serve.run(deploy(Ingress, deploy(Embed), deploy(Search, vectors, os.environ["BENCH_FOLDER"])))
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
     ray.shutdown()

@@ -178,15 +178,18 @@ class FeedbackRecorder:
     def _replay(self) -> None:
         """Bring every spooled event that can be had into the store; a file goes when all of it is in."""
         self._spool.adopt_orphans()
-        for file in self._spool.seal():
-            try:
+        if not self._away and not self._spool.pending:
+            return
+        try:
+            self._store.record_many([])  # while it is away, the spool's file stays open: one file an outage
+            for file in self._spool.seal():
                 damaged = self._replay_file(file)
-            except StoreUnavailable as error:
-                self._went_away(error)
-                return
-            self._spool.done(file, damaged=damaged > 0)
-            self.counters.damaged += damaged
-        self._away = False
+                self._spool.done(file, damaged=damaged > 0)
+                self.counters.damaged += damaged
+        except StoreUnavailable as error:
+            self._went_away(error)
+        else:
+            self._away = False
 
     def _replay_file(self, file: SpoolFile) -> int:
         """The number of its lines that could not be read. Raises StoreUnavailable; the whole file is tried again."""

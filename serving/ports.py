@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -38,6 +38,13 @@ class Embedder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """(len(texts), dimension) float32, unit rows; an empty text gives a valid row too."""
+
+
+class DocumentEmbedder(Embedder, Protocol):
+    """An embedder at hand in this process. Queries and items may be prompted differently: `embed` is for queries."""
+
+    def embed_documents(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> Vectors:
+        """As `embed`, for the texts of items, any number of them; `progress` gets (texts done, texts in all)."""
 
 
 class Source(Protocol):
@@ -97,7 +104,8 @@ class FeedbackStore(Protocol):
         """Durable when it returns. False if the app's `event_id` was stored before."""
 
     def record_many(self, events: Sequence[FeedbackEvent]) -> list[bool]:
-        """`record` for several at once: all are durable when it returns, none was stored when it raises."""
+        """`record` for several at once: all are durable when it returns, none was stored when it raises. With none it
+        only asks whether the store would take some."""
 
     def events(self, app: str, after: int, limit: int) -> list[tuple[int, FeedbackEvent]]:
         """(sequence number, event) after `after`, oldest first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ class SpoolFile:
     def create(cls, folder: Path) -> SpoolFile:
         """A new file of this process. Raises OSError."""
         while True:
-            path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
+            # Named so that files sort by age
+            path = folder / f"{time.time_ns():020}-{uuid.uuid4().hex}{SUFFIX}"
             file = cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600))
             # Between create and lock another process may have taken it for an orphan, found it empty and removed it
             try:
@@ -158,7 +160,7 @@ class Spool:
             if self._active is not None:
                 self._sealed.append(self._active)
                 self._active = None
-            return list(self._sealed)
+            return sorted(self._sealed, key=lambda file: file.path.name)
 
     def done(self, file: SpoolFile, *, damaged: bool = False) -> None:
         """Every line of a sealed file is in the database. Raises OSError."""

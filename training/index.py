@@ -19,6 +19,7 @@ import yaml
 
 from registry.content import digest_folder, digest_json
 from registry.errors import ReleaseNotFound
+from registry.manifest import release_digest
 from registry.ports import ReleaseStore
 from registry.schema import ComponentRef, Release
 from serving import build
@@ -98,11 +99,10 @@ class ReleaseBuilder:
             with self._timed(name):
                 self._source(name, source, catalogue)
         spec = self._spec.model_dump(mode="json")
-        digest = digest_json({"spec": spec, "components": {c.name: c.digest for c in self._parts.components}})
-        release = Release(
-            self._spec.name, spec, tuple(self._parts.components), seq, digest,
-            {"items": float(len(catalogue))}, self._parts.lineage,
-        )  # fmt: skip
+        components = tuple(self._parts.components)
+        digest = release_digest(spec, components)
+        metrics = {"items": float(len(catalogue))}
+        release = Release(self._spec.name, spec, components, seq, digest, metrics, self._parts.lineage)
         return BuiltRelease(release, self._parts.folders, self._parts.named, self._seconds)
 
     def _read(self, items: ItemStore) -> list[Item]:
@@ -134,13 +134,13 @@ class ReleaseBuilder:
         if embedder_name not in self._parts.named:
             self._embedder(embedder_name, source, texts)
         embedder = build.document_embedder(self._parts.named[embedder_name], source, self._config.serving)
-        chroma = ChromaVectors(None if self._config.chroma_url else self._config.home / "chroma", self._config.chroma_url)
-        try:
-            with self._progress.step(f"{name}: vectors", len(texts)) as step:
-                chroma.sync(self._spec.name, embedder.fingerprint, texts, embedder.embed_documents, step)
+        url = self._config.chroma_url
+        with (
+            ChromaVectors(None if url else self._config.home / "chroma", url or None) as chroma,
+            self._progress.step(f"{name}: vectors", len(texts)) as step,
+        ):
+            chroma.sync(self._spec.name, embedder.fingerprint, texts, embedder.embed_documents, step)
             vectors = chroma.vectors(self._spec.name, embedder.fingerprint, [item_id for item_id, _ in texts])
-        finally:
-            chroma.close()
         with self._progress.step(f"{name}: index", len(texts)) as step:
             build_index(folder, vectors, embedder.fingerprint, source.search, lambda done, _: step(done))
         self._parts.add(f"retrieve.{name}", "index", folder, embedder.fingerprint, ["catalogue", embedder_name])

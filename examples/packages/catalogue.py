@@ -304,7 +304,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def items_from(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The items that the command line asks for. Raises NoIndex."""
-    lists = arguments.lists or fetched_lists(arguments.cache or default_cache())
+    lists, cache = arguments.lists, arguments.cache or default_cache()
+    try:
+        lists = lists or fetched_lists(cache)
+    except OSError as error:
+        raise NoIndex(
+            f"the cache folder {cache} cannot be used ({error.strerror}): make it writable, free some space, "
+            "or name another one with --cache"
+        ) from error
     if not package_files(lists):
         raise NoIndex(f"there is no *_Packages list in {lists}: name the folder of apt's lists")
     return read_items(lists)

@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,15 @@ def test_without_apt_it_says_so_and_exits_3(tmp_path: Path) -> None:
     done = run("catalogue.py", "--cache", str(tmp_path), PATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (3, "")
     assert "no apt-get on this machine" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("catalogue.py", "--cache", str(tmp_path / "file" / "cache"))
+    assert done.returncode == 3
+    assert "--cache" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

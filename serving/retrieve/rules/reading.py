@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -16,14 +16,16 @@ import numpy as np
 from serving.retrieve.rules import spelling
 from serving.retrieve.rules.index import Index
 from serving.retrieve.rules.match import Matches, match
-from serving.retrieve.rules.numbers import Facts, take_facts
+from serving.retrieve.rules.numbers import Facts, full_year, take_facts
 from serving.retrieve.rules.options import Options
 
 BETTER = 0.1  # by how much the other layout must read better
-UNREADABLE = 0.75  # a word that reads worse is tried in the other layout
+READABLE = 0.95  # a run that reads better is not tried in the other layout
 SURE = 0.85  # a piece this like a spelling weighs what the spelling weighs
 _SPACED = re.compile(r"(?<!\S)\S(?:\s+\S){3,}(?!\S)")  # l a k e: single characters apart are one word
 MOST_PIECES = 16
+_LIKELY_YEAR = re.compile(r"\s([012]\d)\s*$")  # a bare number at the end only lets that vintage win a tie
+_EDGES = ".,;:!?()[]"
 LONGEST_WORD = 64  # characters; what is longer is cut off
 # Words of orders, not of items: they say nothing about which item is meant.
 FILLER = frozenset("와인 wine wines 병 본 박스 상자 케이스 cs case ctn ea btl bottle bottles 주세요 부탁 드립니다 please".split())
@@ -48,26 +50,42 @@ class Reader:
         self._match = lru_cache(maxsize=8192)(lambda word: match(index, word, options))
 
     def read(self, text: str, expansions: Mapping[str, str]) -> Reading:
+        """`expansions`: normalised token -> the words it stands for."""
         plain = _SPACED.sub(lambda found: "".join(found[0].split()), unicodedata.normalize("NFKC", text))
         facts, rest = take_facts(plain)
         if facts.year is None and (found := _LIKELY_YEAR.search(rest)):
             facts = facts._replace(year=full_year(int(found[1])))
-        pieces: list[str] = []
-        typed: list[str] = []
+        runs: list[str] = []
         for chunk in spelling.runs_text(rest).split():
-            runs = spelling.words(chunk)
-            for key, words in ((spelling.normalise(chunk).strip(_EDGES), runs), *((r.casefold(), [r]) for r in runs)):
-                if key in expansions:
-                    pieces += self._pieces(typed) + spelling.words(spelling.normalise(expansions[key]))
-                    typed = []
-                    if words is runs:
-                        break
-                elif words is not runs or len(runs) == 1:
-                    typed += [r[:LONGEST_WORD] for r in words if words is not runs]
-        pieces += self._pieces(typed)
-        reading = Reading(pieces[:MOST_PIECES], facts)
+            whole = spelling.normalise(chunk).strip(_EDGES)
+            runs += [whole] if whole in expansions else [run[:LONGEST_WORD] for run in spelling.words(chunk)]
+        cuts = [self._cut(run.casefold()) for run in runs]
+        if self._options.keyboard:
+            cuts = self._other_layout(runs, cuts)
+        for place, run in enumerate(runs):
+            if run.casefold() in expansions:
+                cuts[place] = spelling.words(spelling.normalise(expansions[run.casefold()]))
+        reading = Reading([piece for cut in cuts for piece in cut][:MOST_PIECES], facts)
         self._find_spans(reading)
         return reading
+
+    def matches(self, word: str) -> Matches:
+        """As `match`, remembered."""
+        return self._match(word)
+
+    def _other_layout(self, runs: Sequence[str], cuts: list[list[str]]) -> list[list[str]]:
+        """The cuts, flipped where the other layout reads clearly better. Once one run was flipped, so are the runs
+        beside it that read no worse that way: a short word alone is no evidence, but the layout was the wrong one."""
+        as_typed = [self._readable(cut) for cut in cuts]
+        flipped: list[list[str]] = [[] for _ in runs]
+        for place, run in enumerate(runs):
+            other = spelling.flip_keyboard(run) if as_typed[place] < READABLE else None
+            if other and other != run.casefold():
+                flipped[place] = self._cut(other)
+        gains = [self._readable(f) - a if f else -1.0 for f, a in zip(flipped, as_typed, strict=True)]
+        if not any(gain > BETTER and len(run) > 2 for gain, run in zip(gains, runs, strict=True)):
+            return cuts
+        return [f if gain >= 0 else cut for f, gain, cut in zip(flipped, gains, cuts, strict=True)]
 
     def _readable(self, pieces: list[str]) -> float:
         """0..1: how well the pieces match known spellings, by length."""
