@@ -1,26 +1,26 @@
 """The limit: tokenizer, ONNX session and exact search in one process, batch after batch, no HTTP, no queue.
 
-Run by `bench.speed` as `python -m bench.bare_loop QUERIES SECONDS`; prints one JSON object. The embedder, its int8
-weights and the search are the ones Palate serves with. Every thread setting that makes sense on this machine is
-tried, throughput and single-query latency each take their best.
+Run by `bench.speed` as `python -m bench.bare_loop COMPONENT QUERIES SECONDS`; prints one JSON object. The embedder,
+its int8 weights and the search are the ones Palate serves with. Every thread setting that makes sense on this machine
+is tried, throughput and single-query latency each take their best.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-from bench.bare_parts import open_embedder, open_search
-from bench.data import TOP_K, load_items, load_queries, texts_of
+from bench.data import MAX_TOKENS, TOP_K, load_items, load_queries, texts_of
+from serving.retrieve.exact import ExactSearch
+from serving.retrieve.onnx_embedder import OnnxEmbedder
 
 BATCH = 32
 
@@ -52,20 +52,19 @@ def _repeat(answer: Callable[[list[str]], Any], batches: list[list[str]], second
     return times
 
 
-def main(queries: list[str], seconds: float) -> dict[str, Any]:
+def main(component: Path, queries: list[str], seconds: float) -> dict[str, Any]:
     texts = texts_of(load_items())
     tried = []
-    with tempfile.TemporaryDirectory() as folder:
-        for threads in range(1, len(os.sched_getaffinity(0)) + 1):
-            embedder = open_embedder(Path(folder), threads)
-            search = open_search(embedder.embed(texts))
+    for threads in range(1, len(os.sched_getaffinity(0)) + 1):
+        embedder = OnnxEmbedder(component, "int8", threads, MAX_TOKENS)
+        search = ExactSearch(embedder.embed_documents(texts))
 
-            def answer(batch: list[str], embedder: Any = embedder, search: Any = search) -> Any:
-                return search.search(embedder.embed(batch), [None] * len(batch), TOP_K)
+        def answer(batch: list[str], embedder: OnnxEmbedder = embedder, search: ExactSearch = search) -> Any:
+            return search.search(embedder.embed(batch), [None] * len(batch), TOP_K)
 
-            rate, batch_ms = batches_per_second(answer, queries, seconds)
-            p50, p99 = single_latency_ms(answer, queries, seconds / 2)
-            tried.append({"threads": threads, "qps": rate, "batch_ms": batch_ms, "p50_ms": p50, "p99_ms": p99})
+        rate, batch_ms = batches_per_second(answer, queries, seconds)
+        p50, p99 = single_latency_ms(answer, queries, seconds / 2)
+        tried.append({"threads": threads, "qps": rate, "batch_ms": batch_ms, "p50_ms": p50, "p99_ms": p99})
     fastest = max(tried, key=lambda t: t["qps"])
     quickest = min(tried, key=lambda t: t["p50_ms"])
     return {
@@ -74,10 +73,10 @@ def main(queries: list[str], seconds: float) -> dict[str, Any]:
         "batch_ms": fastest["batch_ms"],
         "p50_ms": quickest["p50_ms"],
         "p99_ms": quickest["p99_ms"],
-        "peak_rss_bytes": psutil.Process().memory_info().rss,
+        "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "tried": tried,
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(load_queries(Path(sys.argv[1])), float(sys.argv[2]))))
+    print(json.dumps(main(Path(sys.argv[1]), load_queries(Path(sys.argv[2])), float(sys.argv[3]))))

@@ -53,7 +53,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         for system in settings.systems:
             _say(f"{system}: starting")
             if system == "bare":
-                systems[system] = _measure_bare(settings)
+                systems[system] = _measure_bare(settings, folder / system)
             else:
                 server = SERVERS[system](folder / system)
                 systems[system] = _measure_server(server, settings, bodies, folder / f"{system}.log")
@@ -69,14 +69,21 @@ def measure(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _measure_bare(settings: Settings) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.bare_loop", str(settings.queries), str(settings.seconds)]
+def _measure_bare(settings: Settings, component: Path) -> dict[str, Any]:
+    _python("bench.export_component", str(component))
+    said = _python("bench.bare_loop", str(component), str(settings.queries), str(settings.seconds))
+    result: dict[str, Any] = json.loads(said.splitlines()[-1])
+    _say(f"bare: {result['qps']:.0f} queries/s in batches, one query {result['p50_ms']:.2f} ms")
+    return result
+
+
+def _python(*arguments: str) -> str:
+    """What the module printed."""
+    command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    _say(f"bare: {result['qps']:.0f} queries/s in batches, one query {result['p50_ms']:.2f} ms")
-    return result
+    return done.stdout
 
 
 def _measure_server(server: Server, settings: Settings, bodies: Path, log: Path) -> dict[str, Any]:
@@ -137,10 +144,12 @@ def _serve(folder: Path) -> Server:
 
 
 def _palate(folder: Path) -> Server:
-    app, home, port = folder / "app", folder / "home", free_port()
+    app, home = folder / "app", folder / "home"
+    port, mlflow_port = free_port(), free_port()
     shutil.copytree(ROOT / "bench" / "app", app)
     shutil.copy(ITEMS, app / ITEMS.name)
-    command = [PALATE, "up", "--home", str(home), "--port", str(port), "--app", str(app), "--detach"]
+    command = [PALATE, "up", "--home", str(home), "--app", str(app), "--detach"]
+    command += ["--port", str(port), "--mlflow-port", str(mlflow_port)]
     return Server(
         command,
         f"http://127.0.0.1:{port}/v1/apps/bench/query",

@@ -36,6 +36,11 @@ def bound_mlflow_client(env: MutableMapping[str, str] = os.environ) -> None:
         env.setdefault(name, value)
 
 
+def uri_file(home: Path) -> Path:
+    """Where the MLflow server of this machine wrote its address when it last started."""
+    return home / "mlflow" / "uri"
+
+
 class RegistryConfig(BaseModel):
     """The environment of a process that reads or writes releases. `from_env` reads PALATE_<FIELD>."""
 
@@ -58,9 +63,12 @@ class RegistryConfig(BaseModel):
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> RegistryConfig:
-        """An empty variable counts as not set. Raises RegistryError that names the variable at fault."""
+        """An empty variable counts as not set; without PALATE_MLFLOW_URI it is the local server of the home. Raises RegistryError that names the variable at fault."""
         env = os.environ if env is None else env
         values: dict[str, Any] = {n: v for n in cls.model_fields if (v := env.get(f"PALATE_{n.upper()}"))}
+        local = uri_file(Path(values.get("home", Path.home() / ".palate")))
+        if "mlflow_uri" not in values and local.is_file():
+            values["mlflow_uri"] = local.read_text(encoding="utf-8").strip()
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -21,6 +21,7 @@ from types import TracebackType
 import httpx
 import psutil
 
+from registry.config import uri_file
 from registry.errors import RegistryUnavailable
 
 HOST = "127.0.0.1"
@@ -109,6 +110,7 @@ def start_mlflow(home: Path, port: int, log: Path, timeout_s: float = 60.0) -> M
     ready = False
     try:
         _wait_until_ready(server, timeout_s)
+        uri_file(home).write_text(f"{server.uri}\n", encoding="utf-8")
         ready = True
     finally:
         if not ready:

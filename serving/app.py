@@ -69,7 +69,7 @@ def load_inline(spec: AppSpec, version: ReleaseVersion, stores: Stores, config: 
     """Every phase in this process. Raises ReleaseRefused, RegistryUnavailable, OSError."""
     folders = build.fetch_components(version, stores.releases, config.component_cache)
     embedders = build.build_embedders(spec, folders, config)
-    embeddings = {name: build.near(embedder) for name, embedder in embedders.items()}
+    embeddings = {name: build.near(spec.name, embedder) for name, embedder in embedders.items()}
     retrieval = build.build_retrieval(spec, folders, embeddings)
     followers = build.build_followers(
         version, spec, retrieval, stores.items, stores.expansions, config.follow_s
@@ -103,7 +103,7 @@ class EmbedUnit:
         stores = open_stores(config)
         folders = build.fetch_components(version, stores.releases, config.component_cache, ["embedder."])
         embedders = build.build_embedders(spec, folders, config)
-        self._embeddings = {name: build.near(embedder) for name, embedder in embedders.items()}
+        self._embeddings = {name: build.near(spec.name, embedder) for name, embedder in embedders.items()}
         self._batchers = {
             name: Batcher(embedding.embed, max_batch=config.limits.max_batch, max_queue=config.limits.max_queue)
             for name, embedding in self._embeddings.items()
@@ -116,6 +116,10 @@ class EmbedUnit:
         batcher = self._batchers[name]
         deadline = asyncio.get_running_loop().time() + self._deadline_s
         return np.stack(await asyncio.gather(*(batcher.submit(text, deadline) for text in texts)))
+
+    async def documents(self, name: str, texts: Sequence[str]) -> Vectors:
+        """As `__call__`, for texts of items."""
+        return await asyncio.to_thread(self._embeddings[name].embed_now, texts)
 
     async def fingerprints(self) -> dict[str, str]:
         return {name: embedding.fingerprint for name, embedding in self._embeddings.items()}
@@ -218,7 +222,10 @@ def _far_embedding(handle: DeploymentHandle, name: str, fingerprint: str = "") -
     async def embed(texts: Sequence[str]) -> Vectors:
         return await handle.remote(name, list(texts))  # type: ignore[no-any-return]
 
+    async def embed_documents(texts: Sequence[str]) -> Vectors:
+        return await handle.documents.remote(name, list(texts))  # type: ignore[no-any-return]
+
     def embed_now(texts: Sequence[str]) -> Vectors:
-        return asyncio.run_coroutine_threadsafe(embed(texts), loop).result()
+        return asyncio.run_coroutine_threadsafe(embed_documents(texts), loop).result()
 
     return build.Embedding(embed, embed_now, fingerprint)

@@ -18,13 +18,14 @@ from serving.components.rules import load_rules
 from serving.config import ServingConfig
 from serving.items import ExpansionFollower, ExpansionStore, Followers, ItemFollower
 from serving.pipeline import Pipeline
-from serving.ports import Embedder, ItemStore, Source, Understander, Vectors
+from serving.ports import DocumentEmbedder, ItemStore, Source, Understander, Vectors
+from serving.retrieve.ann import load_vector_source
 from serving.retrieve.embedding_cache import CachedEmbedder
 from serving.retrieve.lexical import LexicalSource
 from serving.retrieve.make_embedder import make_embedder
 from serving.retrieve.retrieval import DenseSource, Retrieval
 from serving.retrieve.rules import RulesSource
-from serving.retrieve.vectors import load_vector_source
+
 from serving.schema import AppSpec, Query, SourceSpec, Understood
 from serving.understand.order_lines import OrderLines
 from serving.understand.plain import Plain
@@ -57,28 +58,32 @@ def build_understander(spec: AppSpec) -> Understander:
     return Plain()
 
 
-def build_embedders(spec: AppSpec, folders: Folders, config: ServingConfig) -> dict[str, Embedder]:
-    """Embedder name -> the loaded embedder, cached and counted. Loads each once, however many sources share it."""
-    embedders: dict[str, Embedder] = {}
+def document_embedder(folder: Path, source: SourceSpec, config: ServingConfig) -> DocumentEmbedder:
+    """The embedder of a dense source, as index builds use it: not cached."""
+    return make_embedder(folder, source.precision, threads=config.compute_threads, max_tokens=source.max_tokens)
+
+
+def build_embedders(spec: AppSpec, folders: Folders, config: ServingConfig) -> dict[str, CachedEmbedder]:
+    """Embedder name -> the loaded embedder with its query cache; one each, however many sources share it."""
+    embedders: dict[str, CachedEmbedder] = {}
     for source in spec.retrieve.sources.values():
         if source.engine == "dense" and source.embedder not in embedders:
-            embedder = make_embedder(
-                folders[f"embedder.{source.embedder}"],
-                source.precision,
-                threads=config.compute_threads,
-                max_tokens=source.max_tokens,
-            )
+            embedder = document_embedder(folders[f"embedder.{source.embedder}"], source, config)
             embedders[source.embedder] = CachedEmbedder(embedder, config.embedding_cache)
     return embedders
 
 
-def near(embedder: Embedder) -> Embedding:
+def near(app: str, embedder: CachedEmbedder) -> Embedding:
     """An embedder of this process, run in a thread."""
 
     async def embed(texts: Sequence[str]) -> Vectors:
-        return await asyncio.get_running_loop().run_in_executor(None, embedder.embed, texts)
+        vectors = await asyncio.get_running_loop().run_in_executor(None, embedder.embed, texts)
+        stats = embedder.take_stats()
+        metrics.CACHE.labels(app, "hit").inc(stats.hits)
+        metrics.CACHE.labels(app, "miss").inc(stats.misses)
+        return vectors
 
-    return Embedding(embed, embedder.embed, embedder.fingerprint)
+    return Embedding(embed, embedder.embed_documents, embedder.fingerprint)
 
 
 def build_retrieval(
@@ -134,11 +139,3 @@ def build_pipeline(understander: Understander, retrieval: Retrieval) -> Pipeline
         return understander.understand(queries)  # string work of microseconds: a thread would cost more
 
     return Pipeline(understand, retrieval)
-
-
-def count_cache(app: str, embedder: Embedder) -> None:
-    """Bring the cache counters of the metrics up to the embedder's own."""
-    if isinstance(embedder, CachedEmbedder):
-        stats = embedder.take_stats()
-        metrics.CACHE.labels(app, "hit").inc(stats.hits)
-        metrics.CACHE.labels(app, "miss").inc(stats.misses)

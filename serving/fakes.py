@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
+import numpy as np
+
+from serving.components.onnx_encoder import Progress
+from serving.errors import BadRequest
+from serving.ports import Vectors
 from serving.schema import FeedbackEvent, Item, Trace
 from serving.store.codec import (
     ItemRow,
@@ -109,3 +116,28 @@ class MemoryFeedbackStore:
         with self._lock:
             numbered = list(enumerate(self._events.get(app, {}).values(), 1))
         return [(seq, decode_event(body)) for seq, body in numbered if seq > after][:limit]
+
+
+class FakeEmbedder:
+    """Stands in for `OnnxEmbedder`: character trigrams hashed into `dimension` buckets (the hashing trick, Weinberger
+    et al. 2009, arXiv 0902.2206). Texts that share spelling are near; meaning is beyond it."""
+
+    def __init__(self, dimension: int = 64) -> None:
+        if dimension < 1:
+            raise BadRequest(f"dimension is {dimension}; use 1 or more", field="dimension")
+        self.dimension = dimension
+        self.fingerprint = hashlib.sha256(f"fake trigrams {dimension}".encode()).hexdigest()
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            padded = f"  {text.casefold()} "
+            for start in range(len(padded) - 2):
+                row[zlib.crc32(padded[start : start + 3].encode()) % self.dimension] += 1
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+    def embed_documents(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
+        vectors = self.embed(texts)
+        if progress and texts:
+            progress(len(texts), len(texts))
+        return vectors

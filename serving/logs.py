@@ -37,7 +37,7 @@ def configure_logs(destination: str) -> None:
 
 
 def get_log(name: str) -> Log:
-    log: Log = structlog.get_logger(logger=name)
+    log: Log = structlog.get_logger(module=name)
     return log
 
 

@@ -16,7 +16,7 @@ from serving.ingress.recent import RecentTraces
 from serving.keys import ApiKeys, RateLimiter, ensure_trace_secret
 from serving.retrieve.rules import learn_expansions
 from serving.router import Load, Router
-from serving.schema import FeedbackEvent
+from serving.schema import AppSpec, FeedbackEvent
 from serving.store import SqlExpansions, SqlFeedbackStore, SqlItemStore
 from serving.trace import TraceWriter
 
@@ -70,10 +70,12 @@ def build_services(config: ServingConfig, stores: Stores, load: Load) -> Service
 
 def _learn(event: FeedbackEvent, router: Router, stores: Stores) -> None:
     """A selection teaches the abbreviations of the user who made it, where the app wants that."""
-    served = router.apps().get(event.app)
-    if served is None or not served.spec.feedback.learn_expansions:
-        return
     if event.user is None or event.raw is None or event.selected is None:
+        return
+    served = router.apps().get(event.app)
+    # What an outage spooled is replayed at the start, maybe before the app is loaded.
+    spec = served.spec if served else AppSpec.model_validate(stores.releases.get(event.app, "stable").release.spec)
+    if not spec.feedback.learn_expansions:
         return
     item = stores.items.get(event.app, [event.selected])[0]
     if item is not None and (learnt := learn_expansions(event.raw, item)):

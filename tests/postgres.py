@@ -29,7 +29,7 @@ class PostgresServer:
         self._folder = folder
         # PostgreSQL refuses to run as root
         self._user = "postgres" if "postgres" in {u.pw_name for u in pwd.getpwall()} else "nobody"
-        self._as_user = {"user": self._user} if os.geteuid() == 0 else {}
+        self._as_user = self._user if os.geteuid() == 0 else None
         if self._as_user:
             shutil.chown(folder, self._user)
         with socket.socket() as probe:
@@ -58,7 +58,9 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._bin / program), f"--pgdata={self._folder / 'data'}", *arguments]
-        subprocess.run(command, check=True, timeout=120, cwd=self._folder, stdout=subprocess.DEVNULL, **self._as_user)
+        subprocess.run(
+            command, check=True, timeout=120, cwd=self._folder, stdout=subprocess.DEVNULL, user=self._as_user
+        )
 
 
 @pytest.fixture(scope="session")

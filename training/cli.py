@@ -1,30 +1,29 @@
-"""palate index, palate evaluate: build a release, and measure one."""
+"""palate index, palate evaluate: build a release, and measure one.
+
+What is heavy (MLflow, Chroma, torch) is imported by the command that needs it: every `palate` command loads this file.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from registry.config import RegistryConfig, bound_mlflow_client
-from registry.database import migrate, open_database
 from registry.errors import ReleaseNotFound
-from registry.ports import ReleaseStore
-from registry.schema import Release
-from serving.schema import AppSpec, find_app, load_app_spec
-from serving.store import SqlItemStore
+from serving.schema import find_app, load_app_spec
 from training.config import TrainingConfig
-from training.evaluate import Report, render
-from training.index import ReleaseBuilder, work_folder
-from training.measure import measure, variant
 from training.progress import Progress
 
+if TYPE_CHECKING:
+    from registry.ports import ReleaseStore
+    from training.evaluate import Report
+
+STABLE = "stable"
 HomeOption = Annotated[Path | None, typer.Option("--home", envvar="PALATE_HOME", help="Folder of all local state.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
-STABLE = "stable"
 commands = typer.Typer()
 console = Console(soft_wrap=True)
 notes = Console(soft_wrap=True, stderr=True)
@@ -39,6 +38,12 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Build a release of an app's catalogue and publish it; the first one becomes `stable`."""
+    from registry.database import migrate, open_database
+    from registry.schema import Release
+    from serving.store import SqlItemStore
+    from training.index import ReleaseBuilder, work_folder
+    from training.measure import measure
+
     folder = find_app(app)
     spec = load_app_spec(folder)
     config = TrainingConfig.from_env(home)
@@ -82,6 +87,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a release on its frozen sets, with the pipeline that serves it, without HTTP."""
+    from serving.schema import AppSpec
+    from training.evaluate import render
+    from training.measure import measure, variant
+
     folder = find_app(app)
     config = TrainingConfig.from_env(home)
     store = _store(config)
@@ -102,10 +111,11 @@ def evaluate(
 
 
 def _store(config: TrainingConfig) -> ReleaseStore:
-    bound_mlflow_client()
+    from registry.config import RegistryConfig
     from registry.mlflow_store import MlflowStore
 
-    return MlflowStore(config.serving.mlflow_uri or RegistryConfig.from_env({"PALATE_HOME": str(config.home)}).mlflow_uri)
+    uri = config.serving.mlflow_uri or RegistryConfig.from_env({"PALATE_HOME": str(config.home)}).mlflow_uri
+    return MlflowStore(uri)
 
 
 def _has_stable(store: ReleaseStore, app: str) -> bool:

@@ -3,6 +3,7 @@
 TrainingError
   CasesInvalid     correct the evaluation file, or the script that prints it
   SearcherBroken   repair what is being evaluated: it did not answer as agreed
+  ExportRefused    export another model, or to another folder
 """
 
 from __future__ import annotations
@@ -17,4 +18,8 @@ class CasesInvalid(TrainingError):
 
 
 class SearcherBroken(TrainingError):
+    pass
+
+
+class ExportRefused(TrainingError):
     pass

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator
-
-import yaml
 
 from registry.content import digest_folder, digest_json
 from registry.errors import ReleaseNotFound
@@ -32,7 +29,7 @@ from serving.components.vectors import ChromaVectors
 from serving.ports import ItemStore
 from serving.schema import AppSpec, Item, SourceSpec
 from training.config import TrainingConfig
-from training.export import export_embedder, model_folder
+from training.export import MINILM, export_embedder, model_folder
 from training.progress import Progress
 
 SAMPLE_ITEMS = 512
@@ -119,7 +116,7 @@ class ReleaseBuilder:
         folder = self._work / f"retrieve.{name}"
         weights = self._spec.text_weights(source)
         if source.engine == "rules":
-            build_rules(folder, self._aliases(source), weights, source.options)
+            build_rules(folder, self._app_folder / source.aliases if source.aliases else None, weights, source.options)
             self._parts.add(f"retrieve.{name}", "rules", folder, needs=["catalogue"])
         elif source.engine == "lexical":
             with self._progress.step(f"{name}: words", len(catalogue)) as step:
@@ -147,15 +144,17 @@ class ReleaseBuilder:
 
     def _embedder(self, name: str, source: SourceSpec, texts: Sequence[tuple[str, str]]) -> None:
         """The app's embedder: from the newest release if it was made of the same model, else exported anew."""
-        model = model_folder(source.embedder, self._app_folder)
-        model_digest, _ = digest_folder(model)
+        model = source.embedder if source.embedder == MINILM else self._app_folder / source.embedder
+        model_digest, _ = digest_folder(model_folder(model))
         folder = self._reuse(name, model_digest)
         if folder is None:
             folder = self._work / name
             # By hash order, so that the sample stays nearly the same when items come and go.
             sample = sorted((digest_json({"id": item_id}), text) for item_id, text in texts)[:SAMPLE_ITEMS]
+            placement = self._spec.placement.units.get("embed")
+            gpu = placement is not None and placement.num_gpus > 0
             with self._progress.step(f"{source.embedder}: exporting to ONNX", None):
-                export_embedder(model, folder, [text for _, text in sample])
+                export_embedder(model, folder, [text for _, text in sample], torch_weights=gpu)
         self._parts.lineage[f"{name}.model"] = model_digest
         fingerprint = build.document_embedder(folder, source, self._config.serving).fingerprint
         self._parts.add(name, "embedder", folder, fingerprint)
@@ -168,12 +167,6 @@ class ReleaseBuilder:
             return self._store.fetch(newest.component(name), self._config.serving.component_cache)
         except (IndexError, KeyError, ReleaseNotFound):
             return None
-
-    def _aliases(self, source: SourceSpec) -> dict[str, list[str]]:
-        if source.aliases is None:
-            return {}
-        raw = yaml.safe_load((self._app_folder / source.aliases).read_text(encoding="utf-8"))
-        return {str(word): [str(s) for s in spellings] for word, spellings in raw.items()}
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:

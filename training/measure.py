@@ -26,7 +26,7 @@ def measure(
     if not sets:
         return {}
     embedders = build.build_embedders(spec, components, config.serving)
-    retrieval = build.build_retrieval(spec, components, {n: build.near(e) for n, e in embedders.items()})
+    retrieval = build.build_retrieval(spec, components, {n: build.near(spec.name, e) for n, e in embedders.items()})
     pipeline = build.build_pipeline(build.build_understander(spec), retrieval)
     reports: dict[str, Report] = {}
     with asyncio.Runner() as runner:

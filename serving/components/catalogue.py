@@ -4,12 +4,14 @@ Every other component of a release counts in the rows of this snapshot. `serving
 the live view; the sources only ever see rows and masks.
 
 Files: `ids.txt` (one id a line), `documents.bin` (the JSON of each item's fields, end to end), `offsets.npy`
-((n + 1,) int64 into documents.bin), `attributes.json` (kinds and keyword vocabularies), `<attribute>.npy` columns.
+((n + 1,) int64 into documents.bin), `attributes.json` (kinds and keyword vocabularies), `column-<i>.npy`, the column of
+the i-th attribute by name: an attribute may have a name that no file can have.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +40,10 @@ class Columns:
         }
 
     def encode(self, items: Sequence[Item]) -> dict[str, NDArray[Any]]:
+        """Per attribute the column of `items`. Raises BadRequest for a value of the wrong kind."""
+        for item in items:
+            for name, kind in self.kinds.items():
+                _check_value(item, name, kind)
         return {name: self._encode_one(name, [i.attributes.get(name) for i in items]) for name in self.kinds}
 
     def _encode_one(self, name: str, values: Sequence[Any]) -> NDArray[Any]:
@@ -67,67 +73,93 @@ class Columns:
             return self._in_range(name, wanted, column)
         values = list(wanted) if isinstance(wanted, list | tuple | set) else [wanted]
         kind = self.kinds[name]
+        codes: list[Any]
         if kind == "keyword":
-            codes = [self.vocabulary[name].get(str(v), -2) for v in values]
+            if not all(isinstance(v, str) for v in values):
+                raise BadRequest(f"{name!r} is a keyword: filter on text, not {wanted!r}", field=field)
+            codes = [self.vocabulary[name].get(v, -2) for v in values]
         elif kind == "bool":
             if not all(isinstance(v, bool) for v in values):
                 raise BadRequest(f"{name!r} is a bool: filter on true or false, not {wanted!r}", field=field)
             codes = [int(v) for v in values]
         else:
-            if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            codes = [_number(v) for v in values]
+            if None in codes:
                 raise BadRequest(f"{name!r} is a number: filter on a number or a range, not {wanted!r}", field=field)
-            codes = values
         return np.asarray(column == codes[0] if len(codes) == 1 else np.isin(column, codes), np.bool_)
 
     def _in_range(self, name: str, wanted: Mapping[str, Any], column: NDArray[Any]) -> NDArray[np.bool_]:
         field = f"filters.{name}"
         if self.kinds[name] != "number":
             raise BadRequest(f"{name!r} is a {self.kinds[name]}: ranges are for numbers", field=field)
-        passed = ~np.isnan(column)
+        passed: NDArray[np.bool_] = ~np.isnan(column)
         for operator, bound in wanted.items():
             if operator not in RANGE_OPERATORS:
                 raise BadRequest(f"unknown operator {operator!r}; there are {list(RANGE_OPERATORS)}", field=field)
-            if not isinstance(bound, int | float) or isinstance(bound, bool):
+            number = _number(bound)
+            if number is None:
                 raise BadRequest(f"{operator} wants a number, not {bound!r}", field=f"{field}.{operator}")
             compare = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}[operator]
-            passed &= compare(column, bound)
+            passed &= compare(column, number)
         return passed
 
 
 def validate_attributes(item: Item, kinds: Mapping[str, AttributeKind]) -> None:
     """Raises BadRequest naming the attribute that is unknown or of the wrong kind."""
-    for name, value in item.attributes.items():
+    for name in item.attributes:
         kind = kinds.get(name)
         if kind is None:
-            raise BadRequest(f"item {item.id!r}: unknown attribute {name!r}; app.yaml has {sorted(kinds)}",
-                             field=f"attributes.{name}")
-        good = value is None or {
-            "keyword": isinstance(value, str),
-            "bool": isinstance(value, bool),
-            "number": isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value),
-        }[kind]
-        if not good:
-            raise BadRequest(f"item {item.id!r}: attribute {name!r} is a {kind}, not {value!r}",
-                             field=f"attributes.{name}")
+            raise BadRequest(
+                f"item {item.id!r}: unknown attribute {name!r}; app.yaml has {sorted(kinds)}",
+                field=f"attributes.{name}",
+            )
+        _check_value(item, name, kind)
+
+
+def _check_value(item: Item, name: str, kind: AttributeKind) -> None:
+    value = item.attributes.get(name)
+    good = (
+        value is None
+        or {"keyword": isinstance(value, str), "bool": isinstance(value, bool), "number": _number(value) is not None}[
+            kind
+        ]
+    )
+    if not good:
+        raise BadRequest(f"item {item.id!r}: attribute {name!r} is a {kind}, not {value!r}", field=f"attributes.{name}")
+
+
+def _number(value: Any) -> float | None:
+    """A finite float, or None: true, text, NaN and what a float cannot hold are no numbers here."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def build_catalogue(folder: Path, items: Iterable[Item], kinds: Mapping[str, AttributeKind]) -> int:
-    """Write the snapshot of `items` in the order given; returns how many there were."""
+    """Write the snapshot of `items` in the order given; returns how many there were.
+
+    Raises BadRequest for an id that comes twice or spans lines, or an attribute of the wrong kind.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     columns = Columns(kinds)
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in kinds}
-    ids: list[str] = []
+    ids: dict[str, None] = {}
     offsets = [0]
     with (folder / "documents.bin").open("wb") as documents:
         for item in items:
-            ids.append(item.id)
+            if item.id in ids or "\n" in item.id:
+                raise BadRequest(f"item id {item.id!r} comes twice or holds a line break", field="id")
+            ids[item.id] = None
             offsets.append(offsets[-1] + documents.write(orjson.dumps(dict(item.fields))))
             for name, part in columns.encode([item]).items():
                 parts[name].append(part)
-    for name, chunks in parts.items():
-        np.save(folder / f"{name}.npy", np.concatenate(chunks) if chunks else columns.arrays[name])
+    for i, name in enumerate(sorted(kinds)):
+        np.save(folder / f"column-{i}.npy", np.concatenate([columns.arrays[name], *parts[name]]))
     np.save(folder / "offsets.npy", np.array(offsets, np.int64))
-    (folder / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
+    (folder / "ids.txt").write_bytes("".join(f"{i}\n" for i in ids).encode())
     about = {"kinds": columns.kinds, "vocabulary": {n: list(v) for n, v in columns.vocabulary.items()}}
     (folder / "attributes.json").write_text(json.dumps(about, ensure_ascii=False, sort_keys=True), encoding="utf-8")
     return len(ids)
@@ -158,8 +190,8 @@ class Catalogue:
         about = json.loads((folder / "attributes.json").read_text(encoding="utf-8"))
         columns = Columns(about["kinds"])
         columns.vocabulary = {n: {w: i for i, w in enumerate(words)} for n, words in about["vocabulary"].items()}
-        columns.arrays = {name: np.load(folder / f"{name}.npy") for name in about["kinds"]}
-        ids = (folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        columns.arrays = {name: np.load(folder / f"column-{i}.npy") for i, name in enumerate(sorted(about["kinds"]))}
+        ids = (folder / "ids.txt").read_bytes().decode().split("\n")[:-1]  # as bytes: an id may hold a \r
         return cls(ids, (folder / "documents.bin").read_bytes(), np.load(folder / "offsets.npy"), columns)
 
     def __len__(self) -> int:
@@ -186,20 +218,24 @@ class Catalogue:
         return live if dead else None
 
     def apply(self, upserts: Sequence[Item], deletes: Sequence[str]) -> int:
-        """Overlay changes; returns the row of the first upsert (the others follow it). Repeating is harmless."""
+        """Overlay changes; returns the row of the first upsert (the others follow it). Repeating is harmless.
+
+        Raises BadRequest for an attribute of the wrong kind, and then changes nothing.
+        """
         with self._lock:
             first = self.rows
+            encoded = self._columns.encode(upserts)
+            documents = [orjson.dumps(dict(item.fields)) for item in upserts]
             live = np.concatenate([self._live, np.ones(len(upserts), np.bool_)])
+            self._added += documents
             for offset, item in enumerate(upserts):
                 self.ids.append(item.id)
-                self._added.append(orjson.dumps(dict(item.fields)))
                 self._retire(item.id, live)
                 self._row_of[item.id] = first + offset
             for item_id in deletes:
                 self._retire(item_id, live)
-            if upserts:
-                for name, part in self._columns.encode(upserts).items():
-                    self._columns.arrays[name] = np.concatenate([self._columns.arrays[name], part])
+            for name, part in encoded.items():
+                self._columns.arrays[name] = np.concatenate([self._columns.arrays[name], part])
             self._dead = int(len(live) - live.sum())
             self.rows = len(live)
             self._live = live

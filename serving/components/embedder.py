@@ -1,6 +1,6 @@
-"""The embedder component: a text encoder as files, and the fingerprint that ties an index to the embedder it was built by.
+"""The embedder component: a text encoder as files, and the fingerprint that ties an index to its embedder.
 
-`training.export` writes it, `serving.retrieve.onnx_embedder` and `serving.retrieve.torch_embedder` load it. No torch here.
+`training.export` writes it, `onnx_embedder` and `torch_embedder` of `serving.retrieve` load it. No torch here.
 
 Files: `tokenizer.json`; `model.onnx` float32 and `model.int8.onnx` dynamically quantised, both from `input_ids` and
 `attention_mask`, (n, tokens) int64, to `vectors`, (n, dimension) float32 pooled unit rows; `embedder.json`
@@ -94,7 +94,9 @@ class EmbedderInfo:
     def token_limit(self, max_tokens: int | None) -> int:
         """Tokens of a text that are read, special ones included: `max_tokens`, but no more than the model takes."""
         if max_tokens is not None and max_tokens < 3:
-            raise BadRequest(f"max_tokens is {max_tokens}; it has to leave room for text: 3 at least", field="max_tokens")
+            raise BadRequest(
+                f"max_tokens is {max_tokens}; it has to leave room for text: 3 at least", field="max_tokens"
+            )
         return self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
 
 

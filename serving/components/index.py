@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -53,8 +53,9 @@ class IndexInfo:
             fault = f"it has format {about['format']}, this version reads {FORMAT}"
         except (OSError, ValueError, KeyError, TypeError) as error:
             fault = repr(error)
-        raise PhaseFailed(f"index.json of {folder.name!r} cannot be used: {fault}; index the app again",
-                          phase="retrieve")
+        raise PhaseFailed(
+            f"index.json of {folder.name!r} cannot be used: {fault}; index the app again", phase="retrieve"
+        )
 
 
 def build_index(
@@ -69,7 +70,7 @@ def build_index(
     The same input gives the same files: the graph is built by one thread, since the order in which threads insert
     shapes it (64,000 x 384 take 14 s). Raises BadRequest where a row is not of unit length.
     """
-    report = progress or (lambda done, total: None)
+    report = progress or _silent
     _check(vectors)
     rows, dimension = vectors.shape
     chosen: IndexKind = ("ann" if rows > EXACT_UP_TO else "exact") if kind == "auto" else kind
@@ -86,6 +87,9 @@ def build_index(
     return info
 
 
+def _silent(_done: int, _total: int) -> None: ...
+
+
 def _build_graph(file: Path, vectors: Vectors, report: Progress) -> None:
     faiss.omp_set_num_threads(1)
     graph = faiss.IndexHNSWFlat(vectors.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
@@ -93,13 +97,15 @@ def _build_graph(file: Path, vectors: Vectors, report: Progress) -> None:
     for start in range(0, len(vectors), CHUNK):
         graph.add(np.ascontiguousarray(vectors[start : start + CHUNK]))
         report(graph.ntotal, len(vectors))
-    faiss.write_index(graph, str(file), faiss.IO_FLAG_SKIP_STORAGE)
+    write: Any = faiss.write_index  # its stub lacks the flags
+    write(graph, str(file), faiss.IO_FLAG_SKIP_STORAGE)
 
 
 def _check(vectors: Vectors) -> None:
     if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype != np.float32:
-        raise BadRequest(f"vectors are {vectors.dtype} {vectors.shape}; wanted: float32 (n, dimension)",
-                         field="vectors")
+        raise BadRequest(
+            f"vectors are {vectors.dtype} {vectors.shape}; wanted: float32 (n, dimension)", field="vectors"
+        )
     for start in range(0, len(vectors), CHUNK):
         lengths = np.linalg.norm(vectors[start : start + CHUNK], axis=1)
         wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))

@@ -51,7 +51,7 @@ class OnnxEncoder:
         self.dimension = int(shape[-1])
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """(len(texts), dimension) float32 unit rows in the order given. Beside the result, memory holds a few batches."""
+        """(len(texts), dimension) float32 unit rows in the order given. Memory: the result and a few batches."""
         vectors = np.empty((len(texts), self.dimension), np.float32)
         if len(texts) <= BATCH // 2:
             self._run(texts, range(len(texts)), vectors)
@@ -65,9 +65,7 @@ class OnnxEncoder:
                 progress(done, len(texts))
         return vectors
 
-    def _each(
-        self, texts: Sequence[str], batches: Iterator[list[int]], vectors: NDArray[np.float32]
-    ) -> Iterator[int]:
+    def _each(self, texts: Sequence[str], batches: Iterator[list[int]], vectors: NDArray[np.float32]) -> Iterator[int]:
         """Run the batches, at most two per thread under way; yields the rows of each."""
         if self._pool is None:
             for rows in batches:
@@ -108,7 +106,7 @@ def _session(model: Path) -> ort.InferenceSession:
         return ort.InferenceSession(
             str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
         )
-    except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base but Exception
+    except Exception as error:  # onnxruntime's errors share no other base
         raise PhaseFailed(
             f"onnxruntime cannot load {model.name}: {error}; export the embedder again", phase="embed"
         ) from error
@@ -117,7 +115,7 @@ def _session(model: Path) -> ort.InferenceSession:
 def _tokenizer(path: Path, max_tokens: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself
+    except Exception as error:  # tokenizers raises Exception itself
         raise PhaseFailed(f"{path.name} cannot be read: {error}; export the embedder again", phase="embed") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -50,15 +50,13 @@ class ChromaVectors:
     def __init__(self, path: Path | None = None, url: str | None = None) -> None:
         if (path is None) == (url is None):
             raise BadRequest("give either the folder of the vectors or the URL of a Chroma server", field="path")
-        self._lock = None if path is None else _locked(path)
-        try:
-            with _chroma(url or str(path)):
-                self._client = _server(url) if url else chromadb.PersistentClient(str(path), _settings())
-                self._batch = min(BATCH, self._client.get_max_batch_size())
-        except StoreUnavailable:
-            self._release()
-            raise
         self._where = url or str(path)
+        self._lock = None if path is None else _locked(path)
+        with ExitStack() as undo, _chroma(self._where):
+            undo.callback(self._release)
+            self._client = _server(url) if url else chromadb.PersistentClient(str(path), _settings())
+            self._batch = min(BATCH, self._client.get_max_batch_size())
+            undo.pop_all()
 
     def close(self) -> None:
         self._client.close()
@@ -116,13 +114,14 @@ class ChromaVectors:
         return SyncReport(kept, embedded, len(gone))
 
     def vectors(self, app: str, fingerprint: str, ids: Sequence[str]) -> Vectors:
-        """(len(ids), dimension) float32 in the order of `ids`; (0, 0) for none. Raises NotFound where one is missing."""
+        """(len(ids), dimension) float32 in the order of `ids`; (0, 0) for none. Raises NotFound for a missing one."""
         with _chroma(self._where):
             try:
                 collection = self._client.get_collection(_name(app, fingerprint), embedding_function=None)
             except NotFoundError:
-                raise NotFound(f"there are no vectors of {app!r} by embedder {fingerprint!r}: sync them first",
-                               field="app") from None
+                raise NotFound(
+                    f"there are no vectors of {app!r} by embedder {fingerprint!r}: sync them first", field="app"
+                ) from None
         result: Vectors | None = None
         for start in range(0, len(ids), self._batch):
             page = list(ids[start : start + self._batch])
@@ -164,7 +163,9 @@ class ChromaVectors:
         ids, texts, digests = zip(*changed, strict=True)
         vectors = np.asarray(embed(texts), np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
-            raise PhaseFailed(f"the embedder gave {vectors.shape}, finite or not, for {len(texts)} texts", phase="embed")
+            raise PhaseFailed(
+                f"the embedder gave {vectors.shape}, finite or not, for {len(texts)} texts", phase="embed"
+            )
         with _chroma(self._where):
             collection.upsert(
                 ids=list(ids),
@@ -192,7 +193,9 @@ def _server(url: str) -> Any:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadRequest(f"{url!r} is not the URL of a Chroma server, such as http://chroma:8000", field="url")
     secure = parts.scheme == "https"
-    return chromadb.HttpClient(parts.hostname, parts.port or (443 if secure else 8000), ssl=secure, settings=_settings())
+    return chromadb.HttpClient(
+        parts.hostname, parts.port or (443 if secure else 8000), ssl=secure, settings=_settings()
+    )
 
 
 def _locked(path: Path) -> FileLock:

@@ -32,6 +32,7 @@ async def prometheus(request: Request) -> Response:
     """Prometheus text format, for all processes of this node."""
     services = services_of(request)
     metrics.TRACES_DROPPED.set(services.traces.dropped)
+    metrics.SPOOLED.set(services.feedback.pending)
     text = await asyncio.to_thread(metrics.render)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -35,7 +35,7 @@ from serving.local.seed import seed_items
 from serving.schema import AppSpec, load_app_spec
 from serving.store import SqlItemStore
 
-READY_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 60.0
 WATCH_S = 2.0
 
 

@@ -89,5 +89,5 @@ class Fusion:
         """(k,) what the source's word counts for each of its candidates, 0..1, before its weight."""
         if self._spec.method == "rrf":
             k = self._spec.rrf_k
-            return (k + 1) / (k + 1 + np.arange(len(hits.rows)))
+            return (k + 1) / (k + 1 + np.arange(len(hits.rows), dtype=np.float64))
         return scaled(hits, self._sources[name].engine)

@@ -21,9 +21,7 @@ from serving.ports import Vectors
 class OnnxEmbedder:
     """Implements `DocumentEmbedder`; thread-safe. `threads` 0: all cores this process may use."""
 
-    def __init__(
-        self, folder: Path, precision: str = "auto", threads: int = 0, max_tokens: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, precision: str = "auto", threads: int = 0, max_tokens: int | None = None) -> None:
         """Raises BadRequest for an unknown precision, PhaseFailed for a component that cannot be used."""
         if threads < 0:
             raise BadRequest(f"threads is {threads}; use 0 for all cores, or a count", field="threads")

@@ -26,7 +26,9 @@ class TorchEmbedder:
     asks of int8, and the gate measured float32 queries over int8 documents, so either may search the other's index.
     """
 
-    def __init__(self, folder: Path, device: str = "cuda", precision: str = "auto", max_tokens: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, device: str = "cuda", precision: str = "auto", max_tokens: int | None = None
+    ) -> None:
         """Raises BadRequest for an unknown precision, PhaseFailed where the torch weights are missing."""
         self.info = EmbedderInfo.load(folder)
         self.fingerprint = fingerprint(folder, precision, max_tokens)
@@ -72,4 +74,4 @@ class TorchEmbedder:
             )
         # Rows that were normalised in half precision are off by 1e-3.
         full = np.asarray(vectors, np.float32)
-        return full / np.maximum(np.linalg.norm(full, axis=1, keepdims=True), np.float32(1e-12))
+        return np.asarray(full / np.maximum(np.linalg.norm(full, axis=1, keepdims=True), 1e-12), np.float32)

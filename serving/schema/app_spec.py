@@ -51,8 +51,9 @@ class SourceSpec(Spec):
         allowed = {"dense": {"embedder", "precision", "max_tokens", "search"}, "rules": {"aliases", "options"},
                    "lexical": {"options"}}
         for engine, keys in allowed.items():
-            for key in sorted(keys & self.model_fields_set):
-                if key not in allowed[self.engine]:
+            for key in sorted(keys - allowed[self.engine]):
+                # By value, not by presence: a release keeps its spec with every default written out.
+                if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
                     raise ValueError(f"`{key}` is for engine `{engine}`, but this source has engine `{self.engine}`")
         return self
 
@@ -119,7 +120,7 @@ class UnitPlacement(Spec):
 
     @model_validator(mode="after")
     def _replicas_or_autoscaling(self) -> UnitPlacement:
-        if self.autoscaling and "replicas" in self.model_fields_set:
+        if self.autoscaling and self.replicas != 1:
             raise ValueError("`replicas` and `autoscaling` exclude each other: autoscaling sets the replicas")
         return self
 

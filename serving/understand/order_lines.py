@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from serving.errors import BadRequest
 from serving.schema import Query, Understood
@@ -24,24 +25,25 @@ _TENS = ("", "열", "스물", "서른")
 _ONES = ("", "한", "두", "세", "네", "다섯", "여섯", "일곱", "여덟", "아홉")
 _COUNTS = {
     **{ten + one: 10 * t + o for t, ten in enumerate(_TENS) for o, one in enumerate(_ONES) if ten + one},
-    "스무": 20, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "a": 1, "a dozen": 12,
+    "삼": 3, "오": 5, "육": 6, "칠": 7, "팔": 8, "구": 9, "십": 10, "십이": 12, "이십": 20, "이십사": 24, "스무": 20,
+    "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "a": 1, "a dozen": 12,
 }  # fmt: skip
 _COUNT = "|".join(sorted(_COUNTS, key=len, reverse=True))
 _TAIL = r"(?:씩|만|정도|쯤|이요|이여|요|으로|로|하고|이랑|랑|과|와|더)?"
 
 # A number or a counting word, then its unit.
 _COUNTED = re.compile(
-    rf"(?:[x×*:@]\s*)?(?:(?<![\d.,'’+-])(?P<number>\d{{1,4}})|(?<![a-z가-힣])(?P<count>{_COUNT})|(?P<glued>{_COUNT})(?=[가-힣]+\s*$))"
+    rf"(?:[x×*:@]\s*)?(?:(?<![\d.,'’+-])(?P<number>\d{{1,4}})|(?<![a-z가-힣])(?P<count>{_COUNT})|(?P<glued>{_COUNT})(?=[가-힣]{{1,4}}\s*$))"
     rf"(?P<gap>\s*)(?:(?P<box>{_BOX})|(?P<bottle>{_BOTTLE}|{_BOTTLE_BON}))(?P<tail>{_TAIL})(?![a-z])(?![가-힣])",
     re.I,
 )
 # x6, 6x, 수량 6, 박스 3
 _MARKED = re.compile(
-    rf"(?<![\w.])[x×*]\s*(\d{{1,3}})(?![\d.\w])|^\s*(\d{{1,3}})\s*[x×*](?=\s)|(?:수량|qty|quantity)\s*[:=.]?\s*(\d{{1,4}})(?!\d)"
+    rf"(?<![\w.])[x×*]\s*(\d{{1,3}})(?![\d.\w])|^\s*(\d{{1,3}})\s*[x×*](?=[\s가-힣])|(?:수량|qty|quantity)\s*[:=.]?\s*(\d{{1,4}})(?!\d)"
     rf"|(?<!\S)(?:{_BOX}|{_BOTTLE})\s?(\d{{1,3}})(?![\w.])",
     re.I,
 )
-_TRAILING = re.compile(r"(?:(?<=\s)|(?<=[-:=]))(\d{1,3})$")
+_TRAILING = re.compile(r"(?<=[\s가-힣:=-])(\d{1,3})$")
 _LEADING = re.compile(r"^(\d{1,3})\s+(?=[^\W\d_])")
 _NAME_NUMBER = re.compile(r"(?:빈|bin|no\.?|넘버|number|nr\.?|#|№|lot|로트)\s*$", re.I)
 
@@ -56,25 +58,29 @@ _SHORT_YEAR = re.compile(
 )
 _NO_YEAR = re.compile(r"(?<![a-z])(?:n\.?v\.?|non[- ]?vintage)(?![a-z])|논\s?빈티지", re.I)
 
-_BULLET = re.compile(r"^\s*(?:[-*•·‣▪▶►▷●○■□◆◇★☆✓✔➤→>※]+|\(?\d{1,2}\)|\d{1,2}\.(?=\s|[가-힣a-z])|[①-⑳]|[가-하][.)](?=\s))\s*", re.I)
+_BULLET = re.compile(
+    r"^\s*(?:[-*•·‣▪▶►▷●○■□◆◇★☆✓✔➤→>※]+|\(?\d{1,2}\)|\d{1,2}\.(?=\s|[가-힣a-z])|[가-하][.)](?=\s))\s*", re.I
+)
 _POLITE = re.compile(
     r"(?<![가-힣])(?:좀\s*)?(?:"
-    r"(?:보내|넣어|챙겨|갖다|가져다|준비해|배송해|출고해|빼|잡아)\s*(?:주|드|줘|줄|달)[가-힣]*|부탁[가-힣]*(?:\s*(?:드|합|해)[가-힣]+)?"
+    r"(?:보내|넣어|챙겨|갖다|가져다|준비해|배송해|출고해|빼|잡아)\s*(?:주|드|줘|줄|달)[가-힣]*(?:\s+수\s+있[가-힣]*)?|부탁[가-힣]*(?:\s*(?:드|합|해)[가-힣]+)?"
     r"|주(?:세요|세용|십시오|시면|실|시기)[가-힣]*|드립니다|드려요|드릴게요|합니다|할게요|해요"
     r"|(?:주문|발주|요청|신청|예약|출고|입고|배송|납품)(?:이요|요|건|서|입니다|합니다|할게요|해요|드[가-힣]+|해[가-힣]*|부[가-힣]+|가능[가-힣]*)?"
     r"|추가(?:요|로|입니다|해[가-힣]*)?|감사[가-힣]*|고맙[가-힣]*|수고[가-힣]*|안녕[가-힣]*|있(?:나요|을까요|으면|어요)|될까요|되나요|가능[가-힣]*"
     r"|(?:사장|대표|실장|팀장|과장|부장|차장|대리|매니저|담당자|선생|이사)님[가-힣]*|(?:오늘|내일|모레|금일|명일|오전|오후|이번주|다음주)(?:까지|중|에|중으로)?"
-    r"|급(?:해요|합니다|하게|히)|빨리|빠른|항상|많으[가-힣]+|입니다|이요|그리고|하고|이랑|및|각각?|합계|총"
+    r"|품목|품명|수량(?!\s*[:=.]?\s*\d)|주문서|발주서|내역|목록|리스트|급(?:해요|합니다|하게|히)|빨리|빠른|항상|많으[가-힣]+|입니다|이요|그리고|하고|이랑|및|각각?|합계|총"
     r")(?![가-힣])"
     r"|(?<![a-z])(?:please|pls|plz|thanks?(?:\s+you)?|thx|asap|(?:i|we)(?:'d|\s+would)?\s+(?:like|need|want)(?:\s+to\s+order)?"
     r"|(?:can|could)\s+(?:i|we|you)\s+(?:get|have|send|please)|send(?:\s+(?:me|us))?|order(?:ing)?|hello|hi|dear|regards)(?![a-z])",
     re.I,
 )
 _LINKED = re.compile(r"^\s*(?:of|and|&|\+|랑|와|과)(?=\s)\s*", re.I)
+_LINKING = re.compile(r"(?<=\s)(?:and|&|\+)$", re.I)
 _EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[,.x×*/-]*\s*[)\]}]")
 _EDGES = " \t,.;:!?~-_/|*=+…·'\"^><ㅎㅋㅠㅜ"
 _SEPARATOR = re.compile(r"[,，、](?!\d{3}(?!\d))|\s/\s|(?<=[병본개스자])/|\s\+\s")
 _EACH = re.compile(rf"(?<![가-힣])각(?:각|기)?\s*(?=\d|(?:{_COUNT})\s*(?:{_BOTTLE}|{_BOX}))", re.I)
+_CIRCLED = re.compile("[①-⑳❶-❿➀-➓]")
 _NOT_JAMO = re.compile("[^\u3131-\u318e]+")
 _WORD = re.compile(r"[^\W\d_]")
 
@@ -105,12 +111,16 @@ class OrderLines:
 
     def _understand(self, query: Query) -> list[Understood]:
         raws = [part for line in re.split(r"[\n\r\v\f\x85\u2028\u2029;；]+", query.text) for part in split_items(line)]
-        read = [(raw, line) for raw in raws if (line := read_line(raw)).names_something]
-        if len(read) > self._max_lines:
-            raise BadRequest(
-                f"the text holds {len(read)} order lines, more than max_lines = {self._max_lines}: send it in parts",
-                field="query",
-            )
+        read: list[tuple[str, Line]] = []
+        for raw in raws:
+            line = read_line(raw)
+            if line.names_something:
+                read.append((raw, line))
+            if len(read) > self._max_lines:
+                raise BadRequest(
+                    f"the text holds more order lines than max_lines = {self._max_lines}: send it in parts",
+                    field="query",
+                )
         if not read:
             whole = query.text.strip()
             read = [(whole, replace(read_line(whole), text=" ".join(whole.split())))]
@@ -137,9 +147,8 @@ def split_items(line: str) -> list[str]:
     """The items of one physical line; the line itself where it holds one. Commas inside a name do not cut it."""
     plain = _compatible(line)
     parts = [part for part in _SEPARATOR.split(plain) if part.strip()]
-    if len(parts) > 1:
-        return [piece for item in _join_parts(parts, line) for piece in ([item] if item == line else _split_counted(item))]
-    return _split_counted(line)
+    items = _join_parts(parts, line) if len(parts) > 1 else [line]
+    return [piece for item in items for piece in _split_counted(item)]
 
 
 def _join_parts(parts: list[str], line: str) -> list[str]:
@@ -148,7 +157,9 @@ def _join_parts(parts: list[str], line: str) -> list[str]:
     if (each := _EACH.search(parts[-1])) and all(part.names_something for part in lines):
         return [*(f"{part.strip()} {parts[-1][each.end() :].strip()}" for part in parts[:-1]), parts[-1].strip()]
     if not any(part.quantity for part in lines):
-        alone = all(re.search("[가-힣]", p) and len(read.text.split()) > 1 for p, read in zip(parts, lines, strict=True))
+        alone = all(
+            re.search("[가-힣]", p) and len(read.text.split()) > 1 for p, read in zip(parts, lines, strict=True)
+        )
         return [part.strip() for part in parts] if alone else [line]
     items: list[str] = []
     pending: list[str] = []
@@ -173,7 +184,7 @@ def _split_counted(line: str) -> list[str]:
     leads = not _WORD.search(_POLITE.sub("", plain[: found[0].start()]))
     cuts = [m.start() for m in found[1:]] if leads else [m.end() for m in found[:-1]]
     edges = [0, *cuts, len(plain)]
-    parts = [plain[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [plain[a:b] for a, b in pairwise(edges)]
     if all(read_line(part).names_something for part in parts):
         return [_LINKED.sub("", part).strip() for part in parts]
     return [line]
@@ -200,7 +211,11 @@ def _take_counted(text: str) -> tuple[str, int | None, str | None]:
         if 1 <= number <= MOST:
             boxed = re.search(_BOX, found[0], re.I)
             named = re.search(rf"{_BOTTLE}", found[0], re.I)
-            return f"{text[: found.start()]} {text[found.end() :]}", number, "box" if boxed else "bottle" if named else None
+            return (
+                f"{text[: found.start()]} {text[found.end() :]}",
+                number,
+                "box" if boxed else "bottle" if named else None,
+            )
     return text, None, None
 
 
@@ -232,10 +247,14 @@ def _take_bare(text: str) -> tuple[str, int | None]:
 
 
 def _compatible(text: str) -> str:
-    """NFKC, but single jamo stay as typed: NFKC would make them conjoining ones, which few fonts and models know."""
-    return _NOT_JAMO.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    """NFKC, but single jamo stay as typed: NFKC would make them conjoining ones, which few fonts and models know.
+    White space becomes single spaces, which also bounds what the patterns below may try."""
+    text = _CIRCLED.sub("•", text)  # NFKC would make a number of the item of ①
+    plain = _NOT_JAMO.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    return " ".join(plain.split())
 
 
 def _tidy(text: str) -> str:
     text = _EMPTY_BRACKETS.sub(" ", text)
-    return _LINKED.sub("", " ".join(text.split()).strip(_EDGES)).strip(_EDGES)
+    text = _LINKED.sub("", " ".join(text.split()).strip(_EDGES))
+    return _LINKING.sub("", text).strip(_EDGES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,7 +149,7 @@ def test_readers_see_whole_adds_while_a_writer_adds(make: Make) -> None:
     source = make()
     added = 0
     failures: list[str] = []
-    done = threading.Event()
+    done, searched = threading.Event(), threading.Semaphore(0)
 
     def read() -> None:
         while not done.is_set():
@@ -159,6 +158,7 @@ def test_readers_see_whole_adds_while_a_writer_adds(make: Make) -> None:
             for i in range(before):
                 if found[i].rows[0] != ROWS + i:
                     failures.append(f"row {ROWS + i} was added but is not found")
+            searched.release()
 
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
@@ -166,6 +166,7 @@ def test_readers_see_whole_adds_while_a_writer_adds(make: Make) -> None:
     for i in range(40):
         source.add(ROWS + i, QUERIES[i : i + 1])
         added = i + 1
+        assert searched.acquire(timeout=30)
     done.set()
     for reader in readers:
         reader.join()

@@ -31,9 +31,7 @@ def spec_of(
 
 
 unit = st.floats(0, 1, width=32)
-score_lists = st.fixed_dictionaries(
-    {n: st.dictionaries(st.integers(0, 30), unit, max_size=12) for n in NAMES}
-)
+score_lists = st.fixed_dictionaries({n: st.dictionaries(st.integers(0, 30), unit, max_size=12) for n in NAMES})
 methods = st.sampled_from(["weighted", "rrf", "cascade"])
 weight_triples = st.tuples(*[st.floats(0.01, 5)] * 3)
 
@@ -130,8 +128,13 @@ def test_rrf_rewards_agreement_and_ignores_scores():
 
 @pytest.mark.parametrize(
     ("engine", "scores", "wanted"),
-    [("rules", [0.9, 0.2], [0.9, 0.2]), ("dense", [0.6, -0.3], [0.6, 0]), ("lexical", [30, 15], [1, 0.5]),
-     ("lexical", [0.0], [0.0]), ("dense", [1.0000002], [1.0])],
+    [
+        ("rules", [0.9, 0.2], [0.9, 0.2]),
+        ("dense", [0.6, -0.3], [0.6, 0]),
+        ("lexical", [30, 15], [1, 0.5]),
+        ("lexical", [0.0], [0.0]),
+        ("dense", [1.0000002], [1.0]),
+    ],
 )
 def test_scaling_by_engine(engine, scores, wanted):
     hits = Hits(np.arange(len(scores)), np.array(scores, np.float32))

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,13 +97,14 @@ def test_refuses_a_wrong_secret_without_repeating_it(keys: ApiKeys) -> None:
 
 
 def test_refuses_unknown_scopes_and_rates(keys: ApiKeys) -> None:
-    for field, call in {
-        "scopes": lambda: keys.create("x", ["query", "root"]),
-        "rate_per_s": lambda: keys.create("x", ["query"], rate_per_s=0),
-        "burst": lambda: keys.create("x", ["query"], burst=-1),
-    }.items():
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("scopes", {"scopes": ["query", "root"]}),
+        ("rate_per_s", {"scopes": ["query"], "rate_per_s": 0}),
+        ("burst", {"scopes": ["query"], "burst": -1}),
+    ]
+    for field, options in wrong:
         with pytest.raises(BadRequest) as refused:
-            call()
+            keys.create("x", **options)
         assert refused.value.field == field
     with pytest.raises(BadRequest):
         keys.create("x", [])

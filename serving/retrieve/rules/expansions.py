@@ -33,8 +33,8 @@ class _Span(NamedTuple):
 def learn_expansions(raw: str, item: Item, fields: Sequence[str] = ("name_ko", "name_en")) -> dict[str, str]:
     """Token -> words of the first of `fields` that has them, for each token of `raw` that abbreviates the item.
 
-    "lc 말보로" with 레이크 찰리스 말보로 selected teaches {"lc": "레이크 찰리스"}. Quantities, vintages, volumes and polite words
-    teach nothing, nor does a line that only repeats the item's words.
+    "lc 말보로" with 레이크 찰리스 말보로 selected teaches {"lc": "레이크 찰리스"}. Quantities, vintages, volumes and
+    polite words teach nothing, nor does a line that only repeats the item's words.
     """
     texts = [spelling.normalise(take_facts(str(item.fields[f]))[1]) for f in fields if item.fields.get(f)]
     named = [spelling.words(text) for text in texts]
@@ -78,12 +78,17 @@ def _spans(named: Sequence[Sequence[str]]) -> list[_Span]:
 def _explained_by(token: str, named: Sequence[Sequence[str]]) -> set[tuple[int, int]]:
     """(field, place) of the words that the token spells, nearly spells, or begins."""
     found: set[tuple[int, int]] = set()
-    for span in _spans(named):
-        joined = "".join(named[span.field][span.start : span.end])
-        cut = len(token) >= (2 if spelling.is_hangul(token) else 3) and joined.startswith(token)
-        if _alike(token, joined) >= EXPLAINED or (cut and span.end - span.start == 1):
-            found |= {(span.field, place) for place in range(span.start, span.end)}
+    for field in range(len(named)):
+        scored = [(_explains(token, named[field][s.start : s.end]), s) for s in _spans(named) if s.field == field]
+        likeness, span = max(scored, key=lambda pair: pair[0], default=(0.0, _Span(field, 0, 0)))
+        if likeness >= EXPLAINED:
+            found |= {(field, place) for place in range(span.start, span.end)}
     return found
+
+
+def _explains(token: str, words: Sequence[str]) -> float:
+    begins = len(words) == 1 and len(token) >= (2 if spelling.is_hangul(token) else 3) and words[0].startswith(token)
+    return max(_alike(token, "".join(words)), EXPLAINED if begins else 0.0)
 
 
 def _cover_other_fields(named: Sequence[Sequence[str]], covered: set[tuple[int, int]]) -> None:

@@ -10,13 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.retrieve.rules import spelling
+from serving.retrieve.rules.grams import GramIndex
 from serving.retrieve.rules.numbers import Facts, item_facts, take_facts
 from serving.retrieve.rules.phonetics import phonetic
 from serving.schema import Item
@@ -25,44 +25,6 @@ LONGEST_PHRASE = 4  # words written together, or read as initials
 ALIAS_TRUST = 0.97  # another spelling of the same words
 INITIALS_TRUST = 0.85  # lc, 레찰, ㄹㅇㅋ: several things may share them
 NAME_WEIGHT = 0.5  # fields at least this heavy, relative to the heaviest, name the item; the others describe it
-MIN_GRAM, MAX_GRAM = 2, 4
-
-
-def grams(text: str) -> list[str]:
-    """Character 2- to 4-grams; the start of a word counts as a character, since abbreviations keep it."""
-    marked = f"^{text}"
-    return [marked[i : i + n] for n in range(MIN_GRAM, MAX_GRAM + 1) for i in range(len(marked) - n + 1)]
-
-
-class GramIndex:
-    """Postings of n-grams over texts; `similar` gives the cosine of n-gram sets."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._ids: dict[str, int] = {}
-        ids = self._ids
-        rows = [[ids.setdefault(g, len(ids)) for g in set(grams(text))] for text in texts]
-        counts = np.array([len(r) for r in rows], np.int64)
-        gram = np.fromiter(chain.from_iterable(rows), np.int64, int(counts.sum()))
-        order = np.argsort(gram, kind="stable")
-        self._texts = np.repeat(np.arange(len(texts)), counts)[order]
-        self._starts = np.searchsorted(gram[order], np.arange(len(ids) + 1))
-        self._norms = np.sqrt(np.maximum(counts, 1))
-
-    def similar(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The texts that share n-grams with `text`, and their similarity, 0..1."""
-        wanted = set(grams(text))
-        known = [g for w in wanted if (g := self._ids.get(w)) is not None]
-        spans = [self._texts[self._starts[g] : self._starts[g + 1]] for g in known]
-        if not spans:
-            return np.empty(0, np.int64), np.empty(0)
-        shared = np.bincount(np.concatenate(spans), minlength=len(self._norms))
-        texts = np.flatnonzero(shared)
-        return texts, shared[texts] / (self._norms[texts] * math.sqrt(len(wanted)))
-
-    def nearest(self, text: str, count: int) -> NDArray[np.int64]:
-        """At most `count` texts that share n-grams with `text`, in no order."""
-        texts, alike = self.similar(text)
-        return texts[np.argpartition(alike, -count)[-count:]] if len(texts) > count else texts
 
 
 class Spelling(NamedTuple):
@@ -149,7 +111,7 @@ class Index:
         self.grams = GramIndex(self.letters if similar else [])
         self.by_anagram = {anagram_key(letters): e for e, letters in enumerate(self.letters)} if similar else {}
         self.by_consonants = self._consonants() if similar else {}
-        self.sounds = [phonetic(form) for form in self.forms] if sounds else []
+        self.sounds = self._phonetic(items) if sounds else []
         self.sound_grams = GramIndex(self.sounds)
         self._name_arrays(items, similar)
         self.longest_form = max((len(form) for form in self.forms), default=0)
@@ -175,6 +137,18 @@ class Index:
         self.starts = np.searchsorted(np.array(entry, np.int64)[order], np.arange(len(self.forms) + 1))
         self.mass = np.array(mass, np.float64)
         self.trust = np.array(trust, np.float64)
+
+    def _phonetic(self, items: Sequence[Analysed]) -> list[str]:
+        """The code of each entry; none for initials, which are not spoken."""
+        code = cache(phonetic)
+        sounds = [""] * len(self.forms)
+        for item in items:
+            for form, found in item.entries.items():
+                entry = self.entry_of[form]
+                if self.trust[entry] > INITIALS_TRUST and not sounds[entry]:
+                    as_spelled = found.trust == 1.0
+                    sounds[entry] = "".join(map(code, found.span)) if as_spelled else code(form)
+        return sounds
 
     def _consonants(self) -> dict[str, list[int]]:
         """First consonants -> the words and phrases that have them."""
@@ -214,4 +188,3 @@ def _idf(items: Sequence[Analysed]) -> dict[str, float]:
     seen = Counter(word for item in items for word in {w for found in item.entries.values() for w in found.span})
     scale = math.log1p(len(items)) or 1.0
     return {word: max(0.05, math.log1p(len(items) / count) / scale) if items else 1.0 for word, count in seen.items()}
-

@@ -1,6 +1,6 @@
 """How like a typed word is each known spelling: exact, contained, misspelled, abbreviated, or of the same sound.
 
-Called by `reading` and `evidence`. Pure; reads an `Index`. n-grams propose a few dozen spellings, edit distances compare.
+Called by `reading`. Pure; reads an `Index`. n-grams propose a few dozen spellings, edit distances compare them.
 """
 
 from __future__ import annotations

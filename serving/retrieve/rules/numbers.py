@@ -13,7 +13,9 @@ from serving.schema import Item
 FIRST_YEAR, LAST_YEAR = 1950, 2035
 STANDARD_ML = 750
 _YEAR = re.compile(r"(?<!\d)(?<!\d\.)(19[5-9]\d|20[0-2]\d|203[0-5])(?!\d)(?:\s*년산?|\s*빈티지|\s*vintage)?", re.I)
-_SHORT_YEAR = re.compile(r"(?<!\d)['’‘](\d\d)(?!\d)|(?<!\d)(\d\d)\s*(?:년(?:산|도)?|빈)(?![가-힣]|\s*(?:톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|years?))")
+_SHORT_YEAR = re.compile(
+    r"(?<!\d)['’‘](\d\d)(?!\d)|(?<!\d)(\d\d)\s*(?:년(?:산|도)?|빈)(?![가-힣]|\s*(?:톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|years?))"
+)
 _ML = re.compile(r"(?<!\d)(?<!\d\.)(\d{3,4})\s*(?:ml|밀리)|(?<!\d)(?<!\d\.)(187|375|750|1500)(?!\d)", re.I)
 _LITRES = re.compile(r"(?<!\d)(?<!\d\.)(\d(?:\.\d{1,3})?)\s*(?:리터|l(?![a-z])|liters?|litres?)", re.I)
 _NAMED = re.compile(

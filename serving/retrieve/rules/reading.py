@@ -1,4 +1,4 @@
-"""A query as the pieces to look for: expanded, flipped where the other layout reads better, cut where words run together.
+"""A query as the pieces to look for: expanded, flipped to the other layout if it reads better, cut into known words.
 
 Called by `source`. Pure; reads an `Index`.
 """
@@ -27,8 +27,13 @@ MOST_PIECES = 16
 _LIKELY_YEAR = re.compile(r"\s([012]\d)\s*$")  # a bare number at the end only lets that vintage win a tie
 _EDGES = ".,;:!?()[]"
 LONGEST_WORD = 64  # characters; what is longer is cut off
-# Words of orders, not of items: they say nothing about which item is meant.
-FILLER = frozenset("와인 wine wines 병 본 박스 상자 케이스 cs case ctn ea btl bottle bottles 주세요 부탁 드립니다 please".split())
+# Words of orders, not of items: where no item has them they say next to nothing about which one is meant.
+_ORDER_WORDS = """
+    와인 병 본 박스 상자 케이스 주세요 부탁 드립니다 지난번 지난번에 저번 저번에 어제 그때 시킨 주문한 그거 그걸로
+    다시 같은 거 것 걸로 좀 더 혹시 재고 남은 그 이 저 wine wines cs case ctn ea btl bottle bottles please the a an of
+    and with for my our usual again same last time that
+"""
+FILLER = frozenset(_ORDER_WORDS.split())
 
 
 @dataclass(slots=True)
@@ -59,6 +64,7 @@ class Reader:
         for chunk in spelling.runs_text(rest).split():
             whole = spelling.normalise(chunk).strip(_EDGES)
             runs += [whole] if whole in expansions else [run[:LONGEST_WORD] for run in spelling.words(chunk)]
+        del runs[MOST_PIECES:]
         cuts = [self._cut(run.casefold()) for run in runs]
         if self._options.keyboard:
             cuts = self._other_layout(runs, cuts)
@@ -68,10 +74,6 @@ class Reader:
         reading = Reading([piece for cut in cuts for piece in cut][:MOST_PIECES], facts)
         self._find_spans(reading)
         return reading
-
-    def matches(self, word: str) -> Matches:
-        """As `match`, remembered."""
-        return self._match(word)
 
     def _other_layout(self, runs: Sequence[str], cuts: list[list[str]]) -> list[list[str]]:
         """The cuts, flipped where the other layout reads clearly better. Once one run was flipped, so are the runs
@@ -155,4 +157,3 @@ class Reader:
             scale /= sum(reading.weights[start:end])
             for i in range(start, end):
                 reading.weights[i] *= scale
-

@@ -8,7 +8,7 @@ logistic regression over a few features makes one probability of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,10 +21,12 @@ from serving.retrieve.rules.reading import Reader
 from serving.schema import Item, Query
 
 ITEM_NUMBER = 0.99  # the score of an item whose own id was typed
+SHORTEST_ID = 5
 _NONE: Mapping[str, str] = {}
 
 
-class _State(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _State:
     """What a search reads; replaced as a whole, never changed."""
 
     analysed: tuple[Analysed, ...]
@@ -69,29 +71,23 @@ class RulesSource:
         """user -> token as that user writes it -> the words it stands for. Replaces all there were."""
         folded = {user: {spelling.normalise(token): words for token, words in tokens.items()}
                   for user, tokens in expansions.items()}  # fmt: skip
-        self._state = self._state._replace(expansions=folded)
+        self._state = replace(self._state, expansions=folded)
 
     def evidence(self, query: Query, allowed: Mask | None = None) -> Evidence:
         """What the score of each candidate follows from; to calibrate and to explain."""
-        state = self._state
+        return self._evidence(self._state, query, allowed)
+
+    def _evidence(self, state: _State, query: Query, allowed: Mask | None) -> Evidence:
         user = query.user if self._options.expansions else None
         reading = state.reader.read(query.text, state.expansions.get(user, _NONE) if user else _NONE)
         return weigh(state.index, reading, allowed, self._options.jamo)
 
     def _search(self, state: _State, query: Query, allowed: Mask | None, top_k: int) -> Hits:
-        if (row := self._named_by_id(state, query.text, allowed)) is not None:
-            return Hits(np.array([row], np.int64), np.array([ITEM_NUMBER], np.float32))
-        evidence = self.evidence(query, allowed)
+        if (row := _named_by_id(state.index, query.text, allowed)) is not None:
+            return Hits(np.array([row], np.int64)[:top_k], np.array([ITEM_NUMBER], np.float32)[:top_k])
+        evidence = self._evidence(state, query, allowed)
         scores = probability(evidence, FULL if self._options.jamo else PLAIN)
         return Hits(evidence.rows[:top_k], scores[:top_k].astype(np.float32))
-
-    def _named_by_id(self, state: _State, text: str, allowed: Mask | None) -> int | None:
-        """The row of an item number among the words of `text`."""
-        for word in text.split():
-            row = state.index.row_of.get(word.casefold())
-            if row is not None and (allowed is None or (row < len(allowed) and allowed[row])):
-                return row
-        return None
 
     def _analyse(self, item: Item) -> Analysed:
         return analyse(item, self._weights, self._aliases, self._options.jamo)
@@ -99,3 +95,12 @@ class RulesSource:
     def _build(self, analysed: tuple[Analysed, ...], expansions: Expansions) -> _State:
         index = Index(analysed, self._options.jamo, self._options.jamo and self._options.phonetic)
         return _State(analysed, index, Reader(index, self._options), expansions)
+
+
+def _named_by_id(index: Index, text: str, allowed: Mask | None) -> int | None:
+    """The row whose item number is among the words of `text`. Short ids could be any number or word of an order."""
+    for word in text.split():
+        row = index.row_of.get(word.casefold()) if len(word) >= SHORTEST_ID else None
+        if row is not None and (allowed is None or (row < len(allowed) and allowed[row])):
+            return row
+    return None
