@@ -25,7 +25,7 @@ from serving.ports import Vectors
 FORMAT = 1
 EXACT_UP_TO = 20_000
 NEIGHBOURS = 16
-EF_CONSTRUCTION = 100
+EF_CONSTRUCTION = 80
 CHUNK = 2_000
 
 IndexKind = Literal["exact", "ann"]
@@ -68,7 +68,7 @@ def build_index(
     """Write the index of `vectors`, (n, d) float32 with unit rows. kind `auto` is exact up to 20,000 rows.
 
     The same input gives the same files: the graph is built by one thread, since the order in which threads insert
-    shapes it (64,000 x 384 take 14 s). Raises BadRequest where a row is not of unit length.
+    shapes it (64,000 x 384 take 9 s on an idle core). Raises BadRequest where a row is not of unit length.
     """
     report = progress or _silent
     _check(vectors)

@@ -57,7 +57,8 @@ class OnnxEncoder:
             self._run(texts, range(len(texts)), vectors)
             return vectors
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)  # the largest first: one peak
-        batches = (by_length[start : start + BATCH] for start in range(0, len(texts), BATCH))
+        size = min(BATCH, max(BATCH // 2, -(-len(texts) // self._threads)))
+        batches = (by_length[start : start + size] for start in range(0, len(texts), size))
         done = 0
         for rows in self._each(texts, batches, vectors):
             done += rows

@@ -21,8 +21,9 @@ from serving.retrieve.exact import ExactSearch, exact_hits, load_vectors
 
 faiss: Any = _faiss  # its stubs lack most of what is used here
 
-EF_SEARCH = 64
-"""Candidates held during a walk: recall@10 is 0.999 at 64,000 x 384, at 0.12 ms a query."""
+EF_SEARCH = 192
+"""Candidates held during a walk. Measured on 24,000 x 384 vectors of package descriptions, ties counted as found:
+recall@10 0.995 at 0.3 ms a query. Made-up clusters are easier: there a third of it would do."""
 
 
 class AnnSearch(ExactSearch):
@@ -82,19 +83,16 @@ def load_vector_source(folder: Path) -> ExactSearch:
 def walk_width(allowed_ratio: float, top_k: int) -> int:
     """efSearch for a mask that allows this share of the rows; 0 for none.
 
-    A walk under a mask passes rows it may not return. Measured at 64,000 x 384, with masks that keep the region
-    farthest from the query, the worst case: recall@10 stays at 0.99 with a width of 1 / ratio^4, or 4 / ratio where
-    that is less.
+    A walk under a mask passes rows that it may not return, so it holds more of them. Measured as above, for ratios from
+    0.2 on: 1 / ratio keeps recall@10 above 0.99 even where the mask hides the region around the query.
     """
-    if allowed_ratio == 0:
-        return 0
-    return int(max(EF_SEARCH, 2 * top_k) * min(allowed_ratio**-4, 4 / allowed_ratio))
+    return int(max(EF_SEARCH, 3 * top_k) / allowed_ratio) if allowed_ratio else 0
 
 
 def exact_is_cheaper(rows: int, queries: int, ef: int) -> bool:
-    """Measured at 384 dimensions: a walk costs 3 µs for each candidate it holds; exact search 0.3 µs to gather a row,
+    """Measured at 384 dimensions: a walk costs 2 µs for each candidate it holds; exact search 0.3 µs to gather a row,
     and 0.04 µs a row and query."""
-    return rows * (0.3 + 0.04 * queries) <= 3.0 * ef * queries
+    return rows * (0.3 + 0.04 * queries) <= 2.0 * ef * queries
 
 
 def _parameters(mask: Mask | None, ef: int) -> Any:

@@ -52,10 +52,11 @@ _YEAR = re.compile(
     re.I,
 )
 _SHORT_YEAR = re.compile(
-    r"(?<!\w)['’‘`](\d\d)(?!\d)(?:년산|년)?|(?<![\d.])(\d\d)\s*(?:년\s*(?:산|도|빈티지)?|빈티지|빈(?!\s*\d)|vintage|vtg)(?![가-힣a-z]|\s*(?:톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|years?))"
-    r"|(?:빈티지|vintage|vtg)\s*(\d\d)(?!\d)",
+    r"(?<!\w)['’‘`]([0-2]\d|3[0-5]|[5-9]\d)(?!\d)(?:년산|년)?|(?<![\d.])([0-2]\d|3[0-5]|[5-9]\d)\s*(?:년\s*(?:산|도|빈티지)?|빈티지|빈(?!\s*\d)|vintage|vtg)(?![가-힣a-z])"
+    r"|(?:빈티지|vintage|vtg)\s*([0-2]\d|3[0-5]|[5-9]\d)(?!\d)",
     re.I,
 )
+_AGED = re.compile("톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|port|years?", re.I)  # 20년 is an age there
 _NO_YEAR = re.compile(r"(?<![a-z])(?:n\.?v\.?|non[- ]?vintage)(?![a-z])|논\s?빈티지", re.I)
 
 _BULLET = re.compile(
@@ -222,7 +223,7 @@ def _take_counted(text: str) -> tuple[str, int | None, str | None]:
 def _take_year(text: str) -> tuple[str, int | None]:
     if found := _YEAR.search(text):
         year = int(found[1])
-    elif found := _SHORT_YEAR.search(text):
+    elif (found := _SHORT_YEAR.search(text)) and not (found[0].rstrip().endswith("년") and _AGED.search(text)):
         year = _full_year(int(found[1] or found[2] or found[3]))
     else:
         return text, None

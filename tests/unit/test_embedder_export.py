@@ -77,7 +77,6 @@ def test_prompts_are_put_before_queries_and_documents(tiny_model: Path, tmp_path
     plain = OnnxEmbedder(tmp_path / "out", "float32", threads=1)
     np.testing.assert_allclose(embedder.embed(["wine"]), plain.embed(["red wine"]), atol=1e-5)
     np.testing.assert_allclose(embedder.embed_documents(["wine"]), plain.embed(["white wine wine"]), atol=1e-5)
-    assert embedder.embed(["wine"])[0] @ embedder.embed_documents(["wine"])[0] < 0.999
 
 
 def test_the_same_model_gives_the_same_files(tiny_model: Path, tmp_path: Path) -> None:

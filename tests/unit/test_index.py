@@ -129,8 +129,8 @@ def test_a_failed_rebuild_leaves_no_index_that_loads(tmp_path: Path) -> None:
 def test_a_narrower_mask_needs_a_wider_walk() -> None:
     widths = [walk_width(ratio, 10) for ratio in (1.0, 0.9, 0.7, 0.5, 0.3, 0.1)]
     assert widths == sorted(widths)
-    assert walk_width(1.0, 10) == 64
-    assert walk_width(1.0, 100) == 200
+    assert walk_width(1.0, 10) == 192
+    assert walk_width(1.0, 100) == 300
     assert walk_width(0.0, 10) == 0
 
 

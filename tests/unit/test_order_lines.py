@@ -42,6 +42,7 @@ def read(text: str) -> list[tuple[str, int | None, str | None, int | None]]:
         ("본 로마네 2019 3본", "본 로마네 2019", 3, "bottle", 2019),
         ("도멘 르로이 본 로마네", "도멘 르로이 본 로마네", None, None, None),
         ("테일러 20년 토니 포트 6병", "테일러 20년 토니 포트", 6, "bottle", None),
+        ("20년 테일러 토니", "20년 테일러 토니", None, None, None),
         ("루이 로드레 컬렉션 244", "루이 로드레 컬렉션 244", None, None, None),
         ("말보로두병", "말보로", 2, "bottle", None),
         ("열두병 까쇼", "까쇼", 12, "bottle", None),

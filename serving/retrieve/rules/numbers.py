@@ -14,8 +14,9 @@ FIRST_YEAR, LAST_YEAR = 1950, 2035
 STANDARD_ML = 750
 _YEAR = re.compile(r"(?<!\d)(?<!\d\.)(19[5-9]\d|20[0-2]\d|203[0-5])(?!\d)(?:\s*년산?|\s*빈티지|\s*vintage)?", re.I)
 _SHORT_YEAR = re.compile(
-    r"(?<!\d)['’‘](\d\d)(?!\d)|(?<!\d)(\d\d)\s*(?:년(?:산|도)?|빈)(?![가-힣]|\s*(?:톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|years?))"
+    r"(?<!\d)['’‘]([0-2]\d|3[0-5]|[5-9]\d)(?!\d)|(?<!\d)([0-2]\d|3[0-5]|[5-9]\d)\s*(?:년(?:산|도)?|빈)(?![가-힣])"
 )
+_AGED = re.compile("톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|port|years?", re.I)  # 20년 is an age there
 _ML = re.compile(r"(?<!\d)(?<!\d\.)(\d{3,4})\s*(?:ml|밀리)|(?<!\d)(?<!\d\.)(187|375|750|1500)(?!\d)", re.I)
 _LITRES = re.compile(r"(?<!\d)(?<!\d\.)(\d(?:\.\d{1,3})?)\s*(?:리터|l(?![a-z])|liters?|litres?)", re.I)
 _NAMED = re.compile(
@@ -56,7 +57,7 @@ def take_facts(text: str) -> tuple[Facts, str]:
     volume, rest = _volume(text)
     if found := _YEAR.search(rest):
         year: int | None = int(found[1])
-    elif found := _SHORT_YEAR.search(rest):
+    elif (found := _SHORT_YEAR.search(rest)) and not (found[0].endswith("년") and _AGED.search(rest)):
         year = full_year(int(found[1] or found[2]))
     else:
         return Facts(None, volume), rest

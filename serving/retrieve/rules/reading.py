@@ -27,7 +27,7 @@ MOST_PIECES = 16
 _LIKELY_YEAR = re.compile(r"\s([012]\d)\s*$")  # a bare number at the end only lets that vintage win a tie
 _EDGES = ".,;:!?()[]"
 LONGEST_WORD = 64  # characters; what is longer is cut off
-# Words of orders, not of items: where no item has them they say next to nothing about which one is meant.
+# Words of orders, not of items: where no item has them they are left out.
 _ORDER_WORDS = """
     와인 병 본 박스 상자 케이스 주세요 부탁 드립니다 지난번 지난번에 저번 저번에 어제 그때 시킨 주문한 그거 그걸로
     다시 같은 거 것 걸로 좀 더 혹시 재고 남은 그 이 저 wine wines cs case ctn ea btl bottle bottles please the a an of
@@ -71,7 +71,9 @@ class Reader:
         for place, run in enumerate(runs):
             if run.casefold() in expansions:
                 cuts[place] = spelling.words(spelling.normalise(expansions[run.casefold()]))
-        reading = Reading([piece for cut in cuts for piece in cut][:MOST_PIECES], facts)
+        pieces = [piece for cut in cuts for piece in cut]
+        telling = [piece for piece in pieces if piece not in FILLER or self._index.is_word(piece)]
+        reading = Reading((telling or pieces)[:MOST_PIECES], facts)
         self._find_spans(reading)
         return reading
 
@@ -139,7 +141,7 @@ class Reader:
 
     def _weight(self, piece: str, matches: Matches) -> float:
         """What a piece counts: as much as the spelling it is like; the more the longer where it is like none."""
-        unknown = 0.1 if piece in FILLER else min(1.0, len(spelling.letters(piece)) / 6)
+        unknown = min(1.0, len(spelling.letters(piece)) / 6)
         if piece[0].isdigit():
             unknown = 0.1 if len(piece) < 3 else 0.5
         if not len(matches.worths):
