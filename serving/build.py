@@ -101,7 +101,7 @@ def build_retrieval(
         else:
             items = [catalogue.item(row) for row in range(catalogue.snapshot_rows)]
             rules = load_rules(folder)
-            sources[name] = RulesSource(items, rules.weights, rules.aliases, rules.options)
+            sources[name] = RulesSource(items, rules.weights, rules.aliases, {**rules.options, **source.options})
     return Retrieval(spec, catalogue, sources)
 
 

@@ -82,6 +82,9 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option("--option", help="Change an engine constant: SOURCE.NAME=NUMBER; repeatable.")
     ] = None,
+    abstain_below: Annotated[
+        float | None, typer.Option(help="Another threshold of abstention; 0: never abstain.", min=0, max=1)
+    ] = None,
     failures: Annotated[int, typer.Option(help="Show this many queries that went wrong, per set.", min=0)] = 0,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -97,7 +100,7 @@ def evaluate(
     name = load_app_spec(folder).name
     version = store.get(name, int(release) if release.isdigit() else release)
     folders = {c.name: store.fetch(c, config.serving.component_cache) for c in version.release.components}
-    spec = variant(AppSpec.model_validate(version.release.spec), only or (), option or ())
+    spec = variant(AppSpec.model_validate(version.release.spec), only or (), option or (), abstain_below)
     wanted = {n: e for n, e in load_app_spec(folder).evaluation.items() if sets is None or n in sets}
     reports = measure(spec, folder, folders, config, wanted, Progress(name, notes))
     if as_json:

@@ -136,8 +136,11 @@ class ReleaseBuilder:
             ChromaVectors(None if url else self._config.home / "chroma", url or None) as chroma,
             self._progress.step(f"{name}: vectors", len(texts)) as step,
         ):
-            chroma.sync(self._spec.name, embedder.fingerprint, texts, embedder.embed_documents, step)
-            vectors = chroma.vectors(self._spec.name, embedder.fingerprint, [item_id for item_id, _ in texts])
+            # A collection per source: two sources may embed different fields with one embedder.
+            home = f"{self._spec.name}.{name}"
+            chroma.sync(home, embedder.fingerprint, texts, embedder.embed_documents, step)
+            vectors = chroma.vectors(home, embedder.fingerprint, [item_id for item_id, _ in texts])
+        vectors = vectors.reshape(-1, embedder.dimension)
         with self._progress.step(f"{name}: index", len(texts)) as step:
             build_index(folder, vectors, embedder.fingerprint, source.search, lambda done, _: step(done))
         self._parts.add(f"retrieve.{name}", "index", folder, embedder.fingerprint, ["catalogue", embedder_name])

@@ -43,9 +43,11 @@ def measure(
     return reports
 
 
-def variant(spec: AppSpec, only: Sequence[str], options: Sequence[str]) -> AppSpec:
-    """The spec with only some of its sources, or with engine constants changed ("rules.jamo=0"), to see what each is
-    worth. Raises BadRequest that names what there is."""
+def variant(
+    spec: AppSpec, only: Sequence[str], options: Sequence[str], abstain_below: float | None = None
+) -> AppSpec:
+    """The spec with only some of its sources, with engine constants changed ("rules.jamo=0") or with another threshold
+    of abstention, to see what each is worth. Raises BadRequest that names what there is."""
     raw = spec.model_dump(mode="json", exclude_unset=True)
     sources, fusion = raw["retrieve"]["sources"], raw["retrieve"].get("fusion", {})
     for name in only:
@@ -55,6 +57,8 @@ def variant(spec: AppSpec, only: Sequence[str], options: Sequence[str]) -> AppSp
         raw["retrieve"]["sources"] = {name: sources[name] for name in only}
         if "order" in fusion:
             fusion["order"] = [name for name in fusion["order"] if name in only]
+    if abstain_below is not None:
+        raw["retrieve"].setdefault("fusion", {})["abstain_below"] = abstain_below
     for text in options:
         path, equals, number = text.partition("=")
         source, dot, key = path.partition(".")

@@ -55,6 +55,19 @@ class Columns:
         codes = self.vocabulary[name]
         return np.array([-1 if v is None else codes.setdefault(str(v), len(codes)) for v in values], np.int32)
 
+    def attributes(self, row: int) -> dict[str, Any]:
+        """The values of a row; those that are missing are left out. A whole number comes back as an int."""
+        values: dict[str, Any] = {}
+        for name, kind in self.kinds.items():
+            stored = self.arrays[name][row]
+            if kind == "number" and not np.isnan(stored):
+                values[name] = int(stored) if float(stored).is_integer() else float(stored)
+            elif kind == "bool" and stored >= 0:
+                values[name] = bool(stored)
+            elif kind == "keyword" and stored >= 0:
+                values[name] = next(word for word, code in self.vocabulary[name].items() if code == stored)
+        return values
+
     def mask(self, filters: Filters, rows: int) -> NDArray[np.bool_]:
         """(rows,) True where a row passes every filter. Raises BadRequest that names the filter."""
         passed = np.ones(rows, np.bool_)
@@ -207,8 +220,8 @@ class Catalogue:
         return self._added[row - self.snapshot_rows]
 
     def item(self, row: int) -> Item:
-        """Fields only: sources and builders read text, filters read columns."""
-        return Item(self.ids[row], orjson.loads(self.document(row)))
+        """The item of a row as it was stored, but for attributes without a value, which are left out."""
+        return Item(self.ids[row], orjson.loads(self.document(row)), self._columns.attributes(row))
 
     def allowed(self, filters: Filters) -> NDArray[np.bool_] | None:
         """(rows,) True where a row is live and passes; None when every row does. Raises BadRequest."""

@@ -3,8 +3,8 @@
 Scores are first scaled to 0..1, by what the source's engine gives:
 
 - rules: calibrated probabilities, taken as they are;
-- dense: cosines; below 0 means "nothing in common" and becomes 0, where a source that stayed silent stands too. The
-  share of the rest is kept, so that a weak best match stays weak;
+- dense: cosines; at or below `options.floor` (default 0), where unrelated texts lie, they become 0, where a source that
+  stayed silent stands too. The share of the rest is kept, so that a weak best match stays weak;
 - lexical: BM25 has no upper limit and another range for each query, so a list is divided by its best score. With the
   lowest possible score (0) in place of the lowest seen, that is the theoretical min-max scaling of Bruch, Gai,
   Ingber 2022 (arXiv 2210.11934), who find a convex combination on it ahead of reciprocal ranks, in and out of domain.
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.ports import Hits
-from serving.schema import FusionSpec, RetrieveSpec
+from serving.schema import FusionSpec, RetrieveSpec, SourceSpec
 
 Scores = NDArray[np.float64]
 
@@ -42,11 +42,13 @@ def decided(hits: Hits, spec: FusionSpec) -> bool:
     return len(hits.scores) > 0 and float(hits.scores[0]) >= spec.threshold
 
 
-def scaled(hits: Hits, engine: str) -> Scores:
+def scaled(hits: Hits, source: SourceSpec) -> Scores:
     """(k,) scores in 0..1, in the order of `hits`; see above for what each engine needs."""
     scores = hits.scores.astype(np.float64)
-    if engine == "lexical" and len(scores) and scores[0] > 0:
+    if source.engine == "lexical" and len(scores) and scores[0] > 0:
         scores /= scores[0]
+    if source.engine == "dense" and (floor := source.options.get("floor", 0.0)):
+        scores = (scores - floor) / (1.0 - floor)
     return np.clip(scores, 0.0, 1.0)
 
 
@@ -58,17 +60,24 @@ class Fusion:
         self._sources = {name: source for name, source in sorted(spec.sources.items()) if source.weight > 0}
 
     def merge(self, hits: Mapping[str, Hits], top_k: int) -> list[Merged]:
-        """At most `top_k` candidates, best first, ties by row. `hits` are those of the sources that were asked."""
+        """At most `top_k` candidates, best first. `hits` are those of the sources that were asked.
+
+        Equal scores keep the best place a source gave them (a source may know why one of two equals comes first: the
+        vintage that was named, say), then go by row.
+        """
         lists = self._heard(hits)
         if not lists:
             return []
         weights = np.array([self._sources[name].weight for name in lists])
         rows = np.unique(np.concatenate([one.rows for one in lists.values()]))
         shares = np.full((len(lists), len(rows)), -1.0)  # -1: not returned, which is less than a share of 0
+        places = np.full(len(rows), np.iinfo(np.int64).max)
         for line, (name, one), weight in zip(shares, lists.items(), weights / weights.sum(), strict=True):
-            line[np.searchsorted(rows, one.rows)] = weight * self._worth(name, one)
+            at = np.searchsorted(rows, one.rows)
+            line[at] = weight * self._worth(name, one)
+            places[at] = np.minimum(places[at], np.arange(len(at)))
         fused = np.minimum(np.maximum(shares, 0.0).sum(axis=0), 1.0)
-        best = np.lexsort((rows, -fused))[:top_k]
+        best = np.lexsort((rows, places, -fused))[:top_k]
         names, givers = list(lists), shares[:, best].argmax(axis=0)
         chosen = rows[best].tolist()
         said = {name: dict(zip(one.rows.tolist(), one.scores.tolist(), strict=True)) for name, one in lists.items()}
@@ -90,4 +99,4 @@ class Fusion:
         if self._spec.method == "rrf":
             k = self._spec.rrf_k
             return (k + 1) / (k + 1 + np.arange(len(hits.rows), dtype=np.float64))
-        return scaled(hits, self._sources[name].engine)
+        return scaled(hits, self._sources[name])

@@ -43,7 +43,7 @@ class Retrieval:
         self._writing = threading.Lock()
 
     async def __call__(self, queries: Sequence[Query]) -> list[Result]:
-        masks = [self._catalogue.allowed(query.filters) for query in queries]
+        masks = self._masks(queries)
         found: list[dict[str, Hits]] = [{} for _ in queries]
         if self._spec.fusion.method == "cascade":
             await self._cascade(queries, masks, found)
@@ -70,6 +70,17 @@ class Retrieval:
         for source in self._sources.values():
             if isinstance(source, RulesSource):
                 source.set_expansions(expansions)
+
+    def _masks(self, queries: Sequence[Query]) -> list[Mask | None]:
+        """One mask per different filter: a source searches the queries that share one together."""
+        known: dict[str, Mask | None] = {}
+        masks = []
+        for query in queries:
+            key = repr(query.filters) if query.filters else ""
+            if key not in known:
+                known[key] = self._catalogue.allowed(query.filters)
+            masks.append(known[key])
+        return masks
 
     async def _cascade(
         self, queries: Sequence[Query], masks: Sequence[Mask | None], found: list[dict[str, Hits]]
@@ -103,10 +114,17 @@ class Retrieval:
 
     def _result(self, hits: Mapping[str, Hits], top_k: int) -> Result:
         rows = self._catalogue.rows  # a source may know a row before it is live
-        merged = [m for m in self._fuse.merge(hits, top_k) if m.row < rows]
-        candidates = [
-            Candidate(self._catalogue.ids[m.row], m.score, m.source, m.scores, self._catalogue.document(m.row))
-            for m in merged
-        ]
-        abstained = not candidates or candidates[0].score < self._spec.fusion.abstain_below
-        return Result(candidates, abstained)
+        candidates: dict[str, Candidate] = {}
+        for merged in self._fuse.merge(hits, top_k):
+            if merged.row < rows:
+                item_id = self._catalogue.ids[merged.row]
+                # An item that changes while it is searched may come with its old row and its new one: best first.
+                candidates.setdefault(
+                    item_id,
+                    Candidate(
+                        item_id, merged.score, merged.source, merged.scores, self._catalogue.document(merged.row)
+                    ),
+                )
+        best = list(candidates.values())
+        abstained = not best or best[0].score < self._spec.fusion.abstain_below
+        return Result(best, abstained)

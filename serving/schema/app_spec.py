@@ -47,8 +47,16 @@ class SourceSpec(Spec):
     options: dict[str, float] = Field(default_factory=dict, description="Engine constants; see the engine's docs.")
 
     @model_validator(mode="after")
+    def _dense_options(self) -> SourceSpec:
+        if self.engine == "dense":
+            unknown = sorted(set(self.options) - {"floor"})
+            if unknown or not 0 <= self.options.get("floor", 0.0) < 1:
+                raise ValueError(f"a dense source has one option, `floor`, from 0 to below 1, not {dict(self.options)}")
+        return self
+
+    @model_validator(mode="after")
     def _keys_fit_engine(self) -> SourceSpec:
-        allowed = {"dense": {"embedder", "precision", "max_tokens", "search"}, "rules": {"aliases", "options"},
+        allowed = {"dense": {"embedder", "precision", "max_tokens", "search", "options"}, "rules": {"aliases", "options"},
                    "lexical": {"options"}}
         for engine, keys in allowed.items():
             for key in sorted(keys - allowed[self.engine]):

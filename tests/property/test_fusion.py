@@ -138,7 +138,7 @@ def test_rrf_rewards_agreement_and_ignores_scores():
 )
 def test_scaling_by_engine(engine, scores, wanted):
     hits = Hits(np.arange(len(scores)), np.array(scores, np.float32))
-    assert scaled(hits, engine).tolist() == pytest.approx(wanted)
+    assert scaled(hits, SourceSpec(engine=engine)).tolist() == pytest.approx(wanted)
 
 
 def test_nothing_from_nothing():
