@@ -31,13 +31,14 @@ Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
 @dataclass(slots=True)
 class LoadedRelease:
     """A release whose phases are ready. `close` frees them; `embed` is None where no source is dense; `concurrency` is
-    how many batches may be under way: one, where they would only fight for this process's cores."""
+    how many batches may be under way: two here, so that
+    one is embedded while the other is read and answered."""
 
     spec: AppSpec
     pipeline: Pipeline
     close: Callable[[], None]
     embed: Embed | None = None
-    concurrency: int = 1
+    concurrency: int = 2
 
 
 Load = Callable[[ReleaseVersion], Awaitable[LoadedRelease]]

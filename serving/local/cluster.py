@@ -31,6 +31,8 @@ def ray_environment(home: Home, log_file: Path) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Ray runs its workers at niceness 15: on a machine that does anything else, replicas would come last.
+        "RAY_worker_niceness": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home.root / "ray.secret"),
         "RAY_USAGE_STATS_ENABLED": "0",

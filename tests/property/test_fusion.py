@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving.ports import Hits
 from serving.retrieve.fusion import Fusion, decided, scaled
-from serving.schema import FusionSpec, RetrieveSpec
+from serving.schema import FusionSpec, RetrieveSpec, SourceSpec
 
 ENGINES = ("rules", "lexical", "dense")
 NAMES = ("a", "b", "c")
