@@ -76,8 +76,9 @@ def _queries(wanted: QueryRequest, spec: AppSpec, limits: Limits) -> list[Query]
             raise BadRequest(f"{field} is empty: send the text to search for", field=field)
         if len(text) > limits.max_query_chars:
             raise BadRequest(f"{field} has {len(text)} characters; at most {limits.max_query_chars}", field=field)
-    # Over no rows: says what is wrong with a filter before the query shares a batch with others.
-    Columns(spec.items.attributes).mask(wanted.filters, 0)
+    if wanted.filters:
+        # Over no rows: says what is wrong with a filter before the query shares a batch with others.
+        Columns(spec.items.attributes).mask(wanted.filters, 0)
     return [Query(text, wanted.top_k, wanted.filters, wanted.user, wanted.session) for text in texts]
 
 

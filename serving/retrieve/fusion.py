@@ -68,6 +68,9 @@ class Fusion:
         lists = self._heard(hits)
         if not lists:
             return []
+        if len(lists) == 1:
+            [(name, only)] = lists.items()
+            return self._take(name, only, top_k)
         weights = np.array([self._sources[name].weight for name in lists])
         rows = np.unique(np.concatenate([one.rows for one in lists.values()]))
         shares = np.full((len(lists), len(rows)), -1.0)  # -1: not returned, which is less than a share of 0
@@ -85,6 +88,12 @@ class Fusion:
             Merged(row, score, names[giver], {name: by_row[row] for name, by_row in said.items() if row in by_row})
             for row, score, giver in zip(chosen, fused[best].tolist(), givers.tolist(), strict=True)
         ]
+
+    def _take(self, name: str, hits: Hits, top_k: int) -> list[Merged]:
+        """The hits of a source that stands alone: its order is the order, and its scores, scaled, are the scores."""
+        worth = np.minimum(self._worth(name, hits)[:top_k], 1.0).tolist()
+        rows, raw = hits.rows[:top_k].tolist(), hits.scores[:top_k].tolist()
+        return [Merged(row, score, name, {name: said}) for row, score, said in zip(rows, worth, raw, strict=True)]
 
     def _heard(self, hits: Mapping[str, Hits]) -> dict[str, Hits]:
         """The lists that count, in an order that does not depend on the caller's."""
