@@ -63,7 +63,10 @@ class RegistryConfig(BaseModel):
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> RegistryConfig:
-        """An empty variable counts as not set; without PALATE_MLFLOW_URI it is the local server of the home. Raises RegistryError that names the variable at fault."""
+        """An empty variable counts as not set; without PALATE_MLFLOW_URI it is the home's own server.
+
+        Raises RegistryError that names the variable at fault.
+        """
         env = os.environ if env is None else env
         values: dict[str, Any] = {n: v for n in cls.model_fields if (v := env.get(f"PALATE_{n.upper()}"))}
         local = uri_file(Path(values.get("home", Path.home() / ".palate")))

@@ -1,10 +1,10 @@
 """The error tree of the registry.
 
-    RegistryError
-      ReleaseNotFound      name a version or alias that exists
-      ReleaseRefused       publish a sound release: fingerprints or contents do not match
-      RegistryUnavailable  wait, then try again
-      DatabaseRefused      give the URL of a database that this version of Palate can use
+RegistryError
+  ReleaseNotFound      name a version or alias that exists
+  ReleaseRefused       publish a sound release: fingerprints or contents do not match
+  RegistryUnavailable  wait, then try again
+  DatabaseRefused      give the URL of a database that this version of Palate can use
 """
 
 from __future__ import annotations

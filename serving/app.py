@@ -7,9 +7,11 @@ phases themselves are built by `serving.build`, so both placements run the same 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
 
+import numpy as np
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -33,6 +35,7 @@ from serving.schema import AppSpec, Query, Result, Understood, UnitPlacement
 from serving.stores import Stores, build_services, open_stores
 
 INGRESS = "palate"
+Embed = Callable[[Sequence[str]], Awaitable[Sequence[Any]]]
 FAR_CONCURRENCY = 64
 """Batches in flight per router replica to a split release: its replicas batch and scale by themselves."""
 
@@ -60,7 +63,7 @@ class Ingress:
 def ingress_application(config: ServingConfig, replicas: int = 1) -> Application:
     options = {"num_cpus": 0.5}
     limit = config.limits.max_queue
-    return Ingress.options(  # type: ignore[no-any-return]
+    return Ingress.options(  # type: ignore[attr-defined]  # Serve made it a Deployment
         name="Router", num_replicas=replicas, max_ongoing_requests=limit, ray_actor_options=options
     ).bind(config)
 
@@ -71,9 +74,7 @@ def load_inline(spec: AppSpec, version: ReleaseVersion, stores: Stores, config: 
     embedders = build.build_embedders(spec, folders, config)
     embeddings = {name: build.near(spec.name, embedder) for name, embedder in embedders.items()}
     retrieval = build.build_retrieval(spec, folders, embeddings)
-    followers = build.build_followers(
-        version, spec, retrieval, stores.items, stores.expansions, config.follow_s
-    )
+    followers = build.build_followers(version, spec, retrieval, stores.items, stores.expansions, config.follow_s)
     followers.start()
     pipeline = build.build_pipeline(build.build_understander(spec), retrieval)
     embed = next((embedding.embed for embedding in embeddings.values()), None)
@@ -104,17 +105,17 @@ class EmbedUnit:
         folders = build.fetch_components(version, stores.releases, config.component_cache, ["embedder."])
         embedders = build.build_embedders(spec, folders, config)
         self._embeddings = {name: build.near(spec.name, embedder) for name, embedder in embedders.items()}
-        self._batchers = {
-            name: Batcher(embedding.embed, max_batch=config.limits.max_batch, max_queue=config.limits.max_queue)
+        limits = config.limits
+        # The rows of (n, dimension) vectors are the batch's results, one per text.
+        self._batchers: dict[str, Batcher[str, Any]] = {
+            name: Batcher(cast("Embed", embedding.embed), max_batch=limits.max_batch, max_queue=limits.max_queue)
             for name, embedding in self._embeddings.items()
         }
         self._deadline_s = spec.deadline_s
 
     async def __call__(self, name: str, texts: Sequence[str]) -> Vectors:
-        import numpy as np
-
         batcher = self._batchers[name]
-        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        deadline = time.monotonic() + self._deadline_s
         return np.stack(await asyncio.gather(*(batcher.submit(text, deadline) for text in texts)))
 
     async def documents(self, name: str, texts: Sequence[str]) -> Vectors:
@@ -142,9 +143,7 @@ class RetrieveUnit:
         stores = open_stores(config)
         folders = build.fetch_components(version, stores.releases, config.component_cache, ["catalogue", "retrieve."])
         retrieval = build.build_retrieval(spec, folders, embeddings)
-        followers = build.build_followers(
-            version, spec, retrieval, stores.items, stores.expansions, config.follow_s
-        )
+        followers = build.build_followers(version, spec, retrieval, stores.items, stores.expansions, config.follow_s)
         followers.start()
         return retrieval, followers
 
@@ -200,7 +199,7 @@ def _unit(target: type, spec: AppSpec, unit: str) -> Any:
     scale: dict[str, Any] = {"num_replicas": placement.replicas}
     if placement.autoscaling is not None:
         scale = {"autoscaling_config": AutoscalingConfig(**placement.autoscaling.model_dump())}
-    return serve.deployment(target).options(  # type: ignore[arg-type]
+    return serve.deployment(target).options(
         name=unit, max_ongoing_requests=placement.max_ongoing_requests, ray_actor_options=options, **scale
     )
 

@@ -25,7 +25,6 @@ from serving.retrieve.lexical import LexicalSource
 from serving.retrieve.make_embedder import make_embedder
 from serving.retrieve.retrieval import DenseSource, Retrieval
 from serving.retrieve.rules import RulesSource
-
 from serving.schema import AppSpec, Query, SourceSpec, Understood
 from serving.understand.order_lines import OrderLines
 from serving.understand.plain import Plain

@@ -58,7 +58,9 @@ class PalateClient:
         return self._send("POST", f"/v1/apps/{app}/feedback", body)
 
     def items(self, app: str, limit: int, cursor: str | None = None) -> dict[str, Any]:
-        return self._send("GET", f"/v1/apps/{app}/items", params={"limit": limit, **({"cursor": cursor} if cursor else {})})
+        return self._send(
+            "GET", f"/v1/apps/{app}/items", params={"limit": limit, **({"cursor": cursor} if cursor else {})}
+        )
 
     def put_items(self, app: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return self._send("PUT", f"/v1/apps/{app}/items", {"items": list(items)})

@@ -105,7 +105,7 @@ class Followers:
             if not failing:
                 log.warning("follow.unavailable", app=self._app, detail=error.detail)
             return True
-        except Exception as error:  # noqa: BLE001 - outermost loop of a worker
+        except Exception as error:
             if not failing:
                 log.error("follow.failed", app=self._app, error=repr(error), exc_info=True)
             return True

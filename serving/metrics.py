@@ -17,19 +17,25 @@ REQUESTS = Counter("palate_requests", "Answered requests.", ["app", "release", "
 REQUEST_SECONDS = Histogram(
     "palate_request_seconds", "From parsed request to answer.", ["app", "release", "route"], buckets=_SECONDS
 )
-PHASE_SECONDS = Histogram("palate_phase_seconds", "One phase of one batch.", ["app", "release", "phase"], buckets=_SECONDS)
+PHASE_SECONDS = Histogram(
+    "palate_phase_seconds", "One phase of one batch.", ["app", "release", "phase"], buckets=_SECONDS
+)
 BATCH_SIZE = Histogram(
     "palate_batch_size", "Queries that went through the pipeline together.", ["app"], buckets=(1, 2, 4, 8, 16, 32, 64)
 )
 QUEUE_DEPTH = Gauge("palate_queue_depth", "Queries waiting for a batch.", ["app"], multiprocess_mode="livesum")
 ABSTAINED = Counter("palate_abstained_lines", "Lines answered with an abstention.", ["app", "release"])
-SOURCE_DECIDED = Counter("palate_lines_decided", "Lines by the source of their first result.", ["app", "release", "source"])
+SOURCE_DECIDED = Counter(
+    "palate_lines_decided", "Lines by the source of their first result.", ["app", "release", "source"]
+)
 CACHE = Counter("palate_embedding_cache", "Texts looked up in the embedding cache.", ["app", "outcome"])
 FEEDBACK = Counter("palate_feedback_events", "Feedback events acknowledged.", ["app", "event", "stored"])
 TRACES_DROPPED = Gauge("palate_traces_dropped", "Traces lost to a full queue.", multiprocess_mode="livesum")
 SPOOLED = Gauge("palate_feedback_spooled", "Feedback events waiting in the spool.", multiprocess_mode="livesum")
 ITEMS_LAG = Gauge("palate_items_behind", "Catalogue changes not visible yet.", ["app"], multiprocess_mode="livemax")
-RELEASE_INFO = Gauge("palate_release_serving", "1 for the release that serves.", ["app", "release"], multiprocess_mode="livemax")
+RELEASE_INFO = Gauge(
+    "palate_release_serving", "1 for the release that serves.", ["app", "release"], multiprocess_mode="livemax"
+)
 RELEASE_FAILURES = Counter("palate_release_load_failures", "Releases that could not be loaded.", ["app"])
 
 

@@ -71,7 +71,7 @@ async def _timed(phase: str, work: Awaitable[T], timings: dict[str, float]) -> T
         return await work
     except PalateError:
         raise
-    except Exception as error:  # noqa: BLE001 - the one place where an adapter's fault gets its phase
+    except Exception as error:
         raise PhaseFailed(f"{phase}: {type(error).__name__}: {error}", phase=phase) from error
     finally:
         timings[phase] = (time.perf_counter() - started) * 1000

@@ -193,5 +193,5 @@ class Router:
             await asyncio.sleep(every_s)
             try:
                 await self.refresh()
-            except Exception as error:  # noqa: BLE001 - outermost loop: the next round may succeed
+            except Exception as error:
                 log.error("router.refresh.failed", error=repr(error), exc_info=True)

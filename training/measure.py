@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from serving import build
@@ -11,7 +11,7 @@ from serving.errors import BadRequest
 from serving.schema import AppSpec, EvaluationSpec, Query
 from training.config import TrainingConfig
 from training.evaluate import RankedAnswer, Report, evaluate, load_cases
-from training.progress import Progress
+from training.progress import Progress, Step
 
 
 def measure(
@@ -39,13 +39,15 @@ def measure(
                 return [RankedAnswer(tuple(c.id for c in first.candidates), first.abstained) for first in firsts]
 
             with progress.step(f"measuring {name}", len(cases)) as step:
-                reports[name] = evaluate(ask, cases, k=evaluation.k, progress=lambda done, _, step=step: step(done))
+                reports[name] = evaluate(ask, cases, k=evaluation.k, progress=_counting(step))
     return reports
 
 
-def variant(
-    spec: AppSpec, only: Sequence[str], options: Sequence[str], abstain_below: float | None = None
-) -> AppSpec:
+def _counting(step: Step) -> Callable[[int, int], None]:
+    return lambda done, _: step(done)
+
+
+def variant(spec: AppSpec, only: Sequence[str], options: Sequence[str], abstain_below: float | None = None) -> AppSpec:
     """The spec with only some of its sources, with engine constants changed ("rules.jamo=0") or with another threshold
     of abstention, to see what each is worth. Raises BadRequest that names what there is."""
     raw = spec.model_dump(mode="json", exclude_unset=True)

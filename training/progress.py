@@ -31,7 +31,13 @@ class Progress:
 
     @contextmanager
     def _bar(self, name: str, total: int | None) -> Iterator[Step]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with RichProgress(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task(f"{self._app}: {name}", total=total)
             yield lambda done: bar.update(task, completed=done)
@@ -46,7 +52,9 @@ class Progress:
             if total and now - last >= LINE_EVERY_S:
                 last = now
                 rate = done / max(now - started, 1e-6)
-                self._say(f"{name}: {done:,} of {total:,}, {rate:,.0f}/s, about {(total - done) / max(rate, 1e-6):.0f} s left")
+                self._say(
+                    f"{name}: {done:,} of {total:,}, {rate:,.0f}/s, about {(total - done) / max(rate, 1e-6):.0f} s left"
+                )
 
         yield report
 

@@ -55,7 +55,9 @@ def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
     console.print(table)
 
 
-def revoke(key_id: Annotated[str, typer.Argument(help="The id that `palate keys list` shows.")], home: HomeOption = None) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The id that `palate keys list` shows.")], home: HomeOption = None
+) -> None:
     """Refuse a key from now on, everywhere within seconds."""
     _keys(home).revoke(key_id)
     console.print(f"Key {key_id} is revoked.")

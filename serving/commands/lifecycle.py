@@ -73,6 +73,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     body: dict[str, Any] = {"home": str(place.root), "running": running is not None, "ready": False, "problems": {}}
     if running is not None:
         body |= {"pid": running.pid, "url": running.url, "mlflow": running.mlflow_url, "apps": list(running.apps)}
+        body |= place.deployments()
         try:
             body |= httpx.get(f"{running.url}/readyz", timeout=5).json()
         except (httpx.TransportError, ValueError):
@@ -95,7 +96,9 @@ def apps(home: HomeOption = None, as_json: JsonOption = False) -> None:
     table = Table("app", "release", "items", "description", box=None)
     for entry in listed:
         release = str(entry.get("release", "-"))
-        table.add_row(entry["name"], release, f"{entry.get('items', 0):,}", entry.get("description") or entry.get("problem"))
+        table.add_row(
+            entry["name"], release, f"{entry.get('items', 0):,}", entry.get("description") or entry.get("problem")
+        )
     console.print(table)
 
 

@@ -3,9 +3,9 @@
 `serving.retrieve.onnx_embedder` serves with it, `training.export` checks and gates with it, so what is measured is
 what is served.
 
-Speed: texts are sorted by their number of tokens and cut into groups, each padded to its own longest text, and each group
-runs on one thread, `threads` groups at a time. That beats ONNX Runtime's own threads, which wait for each other at every
-node; and a group of 16 keeps its activations inside the processor's second-level cache, which 64 do not.
+Speed: texts are sorted by their number of tokens and cut into groups, each padded to its own longest text, and each
+group runs on one thread, `threads` groups at a time. That beats ONNX Runtime's own threads, which wait for each other
+at every node; and a group of 16 keeps its activations inside the processor's second-level cache, which 64 do not.
 """
 
 from __future__ import annotations

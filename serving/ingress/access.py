@@ -26,7 +26,8 @@ async def admit(request: Request, scope: str, app: str | None = None, cost: floa
     services = services_of(request)
     header = request.headers.get("authorization")
     # Most requests find their key here; only one in some seconds asks the database, and not on the event loop.
-    key = services.keys.cached(header) or await asyncio.to_thread(services.keys.authenticate, header)
+    cached = services.keys.cached(header)
+    key = cached if cached is not None else await asyncio.to_thread(services.keys.authenticate, header)
     if scope not in key.scopes:
         raise Forbidden(f"this route needs the scope {scope!r}; key {key.id!r} has {sorted(key.scopes)}")
     if app is not None:

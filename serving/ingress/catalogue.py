@@ -93,6 +93,4 @@ def _item_json(item: Item) -> dict[str, Any]:
 
 
 def _json(request: Request, body: dict[str, Any]) -> Response:
-    return Response(
-        orjson.dumps(body), headers={"x-trace-id": trace_id_of(request)}, media_type="application/json"
-    )
+    return Response(orjson.dumps(body), headers={"x-trace-id": trace_id_of(request)}, media_type="application/json")

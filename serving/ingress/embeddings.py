@@ -37,7 +37,8 @@ async def embeddings(request: Request) -> Response:
     vectors = await served.embed(texts)
     if wanted.dimensions is not None and wanted.dimensions != vectors.shape[1]:
         raise BadRequest(
-            f"dimensions is {wanted.dimensions}, but {wanted.model}'s vectors have {vectors.shape[1]}", field="dimensions"
+            f"dimensions is {wanted.dimensions}, but {wanted.model}'s vectors have {vectors.shape[1]}",
+            field="dimensions",
         )
     data = [
         {"object": "embedding", "index": i, "embedding": _encode(vector, wanted.encoding_format)}
@@ -46,7 +47,9 @@ async def embeddings(request: Request) -> Response:
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     body = {"object": "list", "data": data, "model": wanted.model, "usage": usage}
     headers = {"x-trace-id": trace_id_of(request), "x-palate-release": served.version}
-    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json")
+    return Response(
+        orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
+    )
 
 
 @routes.get("/v1/models", response_class=Response, tags=["openai"])

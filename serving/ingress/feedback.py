@@ -64,7 +64,9 @@ def _event(
     line: Mapping[str, Any] = {}
     if trace is not None:
         if wanted.line >= len(trace.lines):
-            raise BadRequest(f"line is {wanted.line}, but the answer has {len(trace.lines)} lines, from 0", field="line")
+            raise BadRequest(
+                f"line is {wanted.line}, but the answer has {len(trace.lines)} lines, from 0", field="line"
+            )
         line = trace.lines[wanted.line]
     scores: dict[str, dict[str, float]] = {}
     for item_id, score, source, by_source in line.get("shown", ()):

@@ -41,7 +41,8 @@ def install(api: FastAPI) -> None:
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Add to a document of FastAPI's what it cannot see."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (*BODIES.values(), Problem):
+    models: list[type[BaseModel]] = [*BODIES.values(), Problem]
+    for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -55,7 +55,7 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(Exception, on_anything_else)
 
 
-def _body(  # noqa: PLR0913 - the members of a problem
+def _body(
     request: Request, status: int, title: str, detail: str, field: str | None, headers: dict[str, str]
 ) -> Response:
     trace_id = trace_id_of(request)

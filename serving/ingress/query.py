@@ -123,9 +123,7 @@ def _line_json(line: Line) -> dict[str, Any]:
     }
 
 
-def _trace(  # noqa: PLR0913
-    trace_id: str, served: ServedRelease, query: Query, answer: Answer, now: float, elapsed_s: float
-) -> Trace:
+def _trace(trace_id: str, served: ServedRelease, query: Query, answer: Answer, now: float, elapsed_s: float) -> Trace:
     timings: Mapping[str, float] = {
         **{phase: round(ms, 3) for phase, ms in answer.timings_ms.items()},
         "total": _ms(elapsed_s),

@@ -1,4 +1,4 @@
-"""The traces of the last moments, in memory: feedback often comes within seconds, before its trace is in the database."""
+"""The traces of the last moments, in memory: feedback often comes before its trace is in the database."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@ import secrets
 import shutil
 import socket
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -107,9 +109,18 @@ class Home:
             return None
 
     def write_state(self, state: Running) -> None:
-        temporary = self.state_file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(state)), encoding="utf-8")
-        temporary.replace(self.state_file)
+        _replace_json(self.state_file, asdict(state))
+
+    def write_deployments(self, deployments: Mapping[str, Any]) -> None:
+        """What runs on Ray, for `palate status`."""
+        _replace_json(self.run / "deployments.json", deployments)
+
+    def deployments(self) -> dict[str, Any]:
+        """What was last written; {} before that."""
+        try:
+            return dict(json.loads((self.run / "deployments.json").read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
+            return {}
 
     def secret(self, name: str) -> bytes:
         """32 random bytes, made on first use, readable by the owner only."""
@@ -121,6 +132,13 @@ class Home:
         with os.fdopen(descriptor, "w") as stream:
             stream.write(secrets.token_hex(32))
         return bytes.fromhex(path.read_text())
+
+
+def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    temporary.replace(path)
 
 
 def alive(pid: int, created_s: float) -> bool:

@@ -30,13 +30,22 @@ def show(home: Home, running: Running, specs: Sequence[AppSpec], console: Consol
         console.print(f"\n  {spec.name}: {spec.description}", highlight=False)
         console.print(f"  {curl_line(home, running, spec)}", highlight=False, markup=False)
     default = home.root == Path.home() / ".palate"
-    console.print(f"\n  stop       palate down{'' if default else f' --home {home.root}'}   (or Ctrl-C here)\n", highlight=False)
+    console.print(
+        f"\n  stop       palate down{'' if default else f' --home {home.root}'}   (or Ctrl-C here)\n", highlight=False
+    )
 
 
 def show_status(body: Mapping[str, Any], console: Console) -> None:
     if not body["running"]:
         console.print(f"Nothing runs in {body['home']}.")
         return
-    console.print(f"{'ready' if body['ready'] else 'not ready'}: {body['url']} (MLflow {body['mlflow']}, pid {body['pid']})")
+    console.print(
+        f"{'ready' if body['ready'] else 'not ready'}: {body['url']} (MLflow {body['mlflow']}, pid {body['pid']})"
+    )
     for app, problem in body["problems"].items():
         console.print(f"  {app}: {problem}")
+    for name, deployments in body.get("deployments", {}).items():
+        replicas = ", ".join(f"{unit} {sum(states.values())}" for unit, states in deployments.items())
+        console.print(f"  Serve application {name}: replicas {replicas}", highlight=False)
+    for resource, (used, total) in body.get("resources_used", {}).items():
+        console.print(f"  Ray {resource}: {used:g} of {total:g} in use", highlight=False)

@@ -7,6 +7,7 @@ so that what only building needs does not stay in memory.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -90,12 +91,15 @@ class Platform:
         return state
 
     def watch(self) -> None:
-        """Until SIGTERM or SIGINT: keep MLflow running and split releases deployed."""
+        """Until SIGTERM or SIGINT: keep MLflow running and split releases deployed, and note what runs."""
+        from serving.local import deployments
+
         while not self._stop.wait(WATCH_S):
             if self._mlflow is not None and self._mlflow.poll() is not None:
                 self._say("MLflow ended; starting it again (serving goes on meanwhile)")
                 self._try_start_mlflow()
             self._deploy_split()
+            self._home.write_deployments(deployments.describe())
 
     def stop(self) -> None:
         """End everything this started, newest first. Safe to call at any point of a failed start."""
@@ -171,6 +175,7 @@ class Platform:
 
         from serving.app import INGRESS, ingress_application
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._say("Starting the endpoint")
         serve.start(http_options={"host": "127.0.0.1", "port": self._options.port})
         self._deploy_split()
@@ -197,7 +202,7 @@ class Platform:
         """Serve applications for the stable releases that are placed `split`, and none for older ones."""
         if all(spec.placement.default == "inline" for spec in self._specs.values()):
             return
-        from serving.local.split import reconcile_split
+        from serving.local.deployments import reconcile_split
 
         try:
             reconcile_split(tuple(self._specs), self._releases(), self._config())

@@ -40,7 +40,9 @@ class SourceSpec(Spec):
     fields: dict[str, float] = Field(default_factory=dict, description="Field -> weight; default: items.text, each 1.")
     weight: float = Field(1.0, ge=0, description="Its weight in a weighted or rrf fusion.")
     embedder: str = Field("minilm", description="dense: a folder beside app.yaml, or `minilm`, which a package ships.")
-    precision: Literal["auto", "float32", "int8"] = Field("auto", description="dense: auto = int8 if it passed its gate.")
+    precision: Literal["auto", "float32", "int8"] = Field(
+        "auto", description="dense: auto = int8 if it passed its gate."
+    )
     max_tokens: int = Field(96, ge=8, le=512, description="dense: longer item texts are cut.")
     search: Literal["auto", "exact", "ann"] = Field("auto", description="dense: auto = exact up to 20,000 items.")
     aliases: str | None = Field(None, description="rules: YAML file beside app.yaml; canonical word -> its spellings.")
@@ -56,8 +58,11 @@ class SourceSpec(Spec):
 
     @model_validator(mode="after")
     def _keys_fit_engine(self) -> SourceSpec:
-        allowed = {"dense": {"embedder", "precision", "max_tokens", "search", "options"}, "rules": {"aliases", "options"},
-                   "lexical": {"options"}}
+        allowed = {
+            "dense": {"embedder", "precision", "max_tokens", "search", "options"},
+            "rules": {"aliases", "options"},
+            "lexical": {"options"},
+        }
         for engine, keys in allowed.items():
             for key in sorted(keys - allowed[self.engine]):
                 # By value, not by presence: a release keeps its spec with every default written out.
@@ -97,7 +102,9 @@ class RetrieveSpec(Spec):
 class FeedbackSpec(Spec):
     """`reward` maps an event name to its worth; an event that is not named is refused."""
 
-    reward: dict[str, float] = Field(default_factory=lambda: {"select": 1.0, "click": 0.2, "order": 1.0, "reject": -0.5})
+    reward: dict[str, float] = Field(
+        default_factory=lambda: {"select": 1.0, "click": 0.2, "order": 1.0, "reject": -0.5}
+    )
     learn_expansions: bool = Field(False, description="A selection teaches the user's own abbreviations to `rules`.")
 
 
@@ -199,7 +206,7 @@ def load_app_spec(path: Path) -> AppSpec:
 
 
 def find_app(name: str) -> Path:
-    """The folder of an app: a path, or the name of an example of this checkout. Raises BadRequest with what there is."""
+    """The folder of an app: a path, or an example's name. Raises BadRequest with what there is."""
     for folder in (Path(name), EXAMPLES / name):
         if (folder / "app.yaml").is_file():
             return folder.resolve()

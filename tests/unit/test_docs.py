@@ -16,7 +16,17 @@ GUIDES = ("README.md", "CONTRIBUTING.md")
 FOLDERS = r"(?:scripts|serving|registry|training|examples|tests|bench|requirements|charts|k8s|\.ci)"
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 50, 6
-OVER_BUDGET: frozenset[str] = frozenset()
+OVER_BUDGET = frozenset(
+    {
+        # The parameters of a command are its options.
+        "serving/commands/data.py::query",
+        "serving/commands/data.py::feedback",
+        "serving/commands/lifecycle.py::up",
+        "training/cli.py::evaluate",
+        # A migration reads best as the list of tables it makes.
+        "registry/database/migrations/versions/v0001_initial.py::upgrade",
+    }
+)
 """`file` or `file::function` that may exceed the budget, each with the reason beside it. Empty is the aim."""
 
 # Written in two halves so that this file passes its own test.

@@ -1,9 +1,12 @@
-"""Keeps the Serve applications of split releases what they should be, on one machine. Level-triggered."""
+"""The Serve applications of this machine: keeps those of split releases what they should be (level-triggered), and says
+what runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import ray
 from ray import serve
 
 from registry.errors import ReleaseNotFound
@@ -33,3 +36,19 @@ def reconcile_split(apps: Sequence[str], store: ReleaseStore, config: ServingCon
         for old in versions[:-KEEP]:
             if old != version.version:
                 serve.delete(split_application_name(app, old), _blocking=False)
+
+
+def describe() -> dict[str, Any]:
+    """Serve application -> deployment -> its replicas by state, and what of Ray's resources is in use."""
+    applications = {
+        name: {
+            deployment: {str(getattr(state, "value", state)): count for state, count in status.replica_states.items()}
+            for deployment, status in application.deployments.items()
+        }
+        for name, application in serve.status().applications.items()
+    }
+    total, free = ray.cluster_resources(), ray.available_resources()
+    used = {
+        name: [round(total[name] - free.get(name, 0.0), 2), total[name]] for name in ("CPU", "GPU") if name in total
+    }
+    return {"deployments": applications, "resources_used": used}
