@@ -40,6 +40,7 @@ class Embedding:
     embed: Callable[[Sequence[str]], Awaitable[Vectors]]
     embed_now: Callable[[Sequence[str]], Vectors]
     fingerprint: str
+    count_tokens: Callable[[Sequence[str]], int] | None = None
 
 
 def fetch_components(version: ReleaseVersion, store: ReleaseStore, cache: Path, names: Sequence[str] = ()) -> Folders:
@@ -82,7 +83,7 @@ def near(app: str, embedder: CachedEmbedder) -> Embedding:
         metrics.CACHE.labels(app, "miss").inc(stats.misses)
         return vectors
 
-    return Embedding(embed, embedder.embed_documents, embedder.fingerprint)
+    return Embedding(embed, embedder.embed_documents, embedder.fingerprint, embedder.count_tokens)
 
 
 def build_retrieval(

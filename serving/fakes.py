@@ -141,3 +141,7 @@ class FakeEmbedder:
         if progress and texts:
             progress(len(texts), len(texts))
         return vectors
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Its trigrams."""
+        return sum(len(text.casefold()) + 1 for text in texts)

@@ -46,6 +46,9 @@ class DocumentEmbedder(Embedder, Protocol):
     def embed_documents(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> Vectors:
         """As `embed`, for the texts of items, any number of them; `progress` gets (texts done, texts in all)."""
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that `embed` reads of them all: with prompts and special tokens, without what is cut off."""
+
 
 class Source(Protocol):
     """Proposes candidates from text: rules and lexical search, over the rows of the live catalogue."""

@@ -18,7 +18,7 @@ from registry.schema import ReleaseVersion
 from serving import metrics
 from serving.batching import Batcher
 from serving.config import Limits
-from serving.errors import NotFound, PalateError, StoreUnavailable
+from serving.errors import DeadlineExceeded, NotFound, StoreUnavailable
 from serving.logs import get_log
 from serving.pipeline import Answer, Pipeline
 from serving.ports import Vectors
@@ -26,22 +26,27 @@ from serving.schema import AppSpec, Query
 
 log = get_log(__name__)
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
+CountTokens = Callable[[Sequence[str]], int]
 
 
 @dataclass(slots=True)
 class LoadedRelease:
     """A release whose phases are ready. `close` frees them; `embed` is None where no source is dense; `concurrency` is
-    how many batches may be under way: two here, so that
-    one is embedded while the other is read and answered."""
+    how many batches may be under way: two here, so that one is embedded while the other is read and answered;
+    `count_tokens` says what `embed` reads of texts, None where that is not known here."""
 
     spec: AppSpec
     pipeline: Pipeline
     close: Callable[[], None]
     embed: Embed | None = None
     concurrency: int = 2
+    count_tokens: CountTokens | None = None
 
 
 Load = Callable[[ReleaseVersion], Awaitable[LoadedRelease]]
+
+PASSING = (RegistryUnavailable, StoreUnavailable, DeadlineExceeded, OSError, MemoryError)
+"""Why a release may not load now, and load a moment later."""
 
 
 class ServedRelease:
@@ -58,6 +63,11 @@ class ServedRelease:
             concurrency=loaded.concurrency,
         )
 
+    @property
+    def waiting(self) -> int:
+        """Queries that wait for a batch now."""
+        return self._batcher.depth
+
     async def answer(self, queries: Sequence[Query], deadline: float) -> list[Answer]:
         """In order. `deadline` is in seconds of `time.monotonic`. Raises PalateError of the first that fails."""
         if len(queries) == 1:
@@ -70,6 +80,11 @@ class ServedRelease:
         if self._loaded.embed is None:
             raise NotFound(f"{self.spec.name} has no dense source, so it has no embedder", field="model")
         return await self._loaded.embed(texts)
+
+    async def count_tokens(self, texts: Sequence[str]) -> int | None:
+        """Tokens that `embed` reads of them all, None where that is not known here."""
+        count = self._loaded.count_tokens
+        return None if count is None else await asyncio.to_thread(count, texts)
 
     async def warm(self) -> None:
         """Answer a real query. Raises what the pipeline raises."""
@@ -110,9 +125,11 @@ class _gathered:
 
 @dataclass(slots=True)
 class _Slot:
+    """`problem`: why what `stable` points at does not serve, "" when it does; `refused`: version -> why."""
+
     served: ServedRelease | None = None
     problem: str = "its release is being loaded"
-    refused: set[int] = field(default_factory=set)
+    refused: dict[int, str] = field(default_factory=dict)
 
 
 class Router:
@@ -139,6 +156,10 @@ class Router:
         """App -> why it does not serve. Empty when all do."""
         return {app: slot.problem for app, slot in self._slots.items() if slot.served is None}
 
+    def problem(self, app: str) -> str:
+        """Why an app does not serve the release that `stable` points at, though an older one may; "" when it does."""
+        return self._slots[app].problem
+
     def apps(self) -> Mapping[str, ServedRelease | None]:
         return {app: slot.served for app, slot in self._slots.items()}
 
@@ -150,11 +171,13 @@ class Router:
             except ReleaseNotFound:
                 slot.problem = f"it has no release aliased `stable`; build one with: palate index {app}"
                 continue
-            except RegistryUnavailable as error:
-                slot.problem = f"the registry cannot be reached: {error}"
+            except RegistryError as error:
+                slot.problem = f"the registry does not say which release is `stable`: {error}"
                 continue
             if slot.served is None or slot.served.version != str(version.version):
                 await self._bring(app, slot, version)
+            else:
+                slot.problem = ""
 
     def start(self, every_s: float) -> None:
         self._loop = asyncio.create_task(self._refresh_forever(every_s))
@@ -162,24 +185,26 @@ class Router:
     async def close(self) -> None:
         if self._loop is not None:
             self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        await asyncio.gather(*self._closing, return_exceptions=True)
         for slot in self._slots.values():
             if slot.served is not None:
                 await slot.served.close()
 
     async def _bring(self, app: str, slot: _Slot, version: ReleaseVersion) -> None:
         if version.version in slot.refused:
+            slot.problem = slot.refused[version.version]
             return
         try:
-            fresh = ServedRelease(version.version, await self._load(version), self._limits)
-            await fresh.warm()
-        except (RegistryError, PalateError, OSError, ValueError, KeyError) as error:
+            fresh = await self._ready(version)
+        except Exception as error:  # outermost: whatever a release does, it must not stop those that serve
             slot.problem = f"release {version.version} could not be loaded: {error}"
             metrics.RELEASE_FAILURES.labels(app).inc()
             log.error("release.refused", app=app, release=version.version, error=repr(error), exc_info=True)
-            if not isinstance(error, RegistryUnavailable | StoreUnavailable | OSError):
-                slot.refused.add(version.version)  # its content is at fault: trying again changes nothing
+            if not isinstance(error, PASSING):
+                slot.refused[version.version] = slot.problem  # its content is at fault: trying again changes nothing
             return
-        old, slot.served = slot.served, fresh
+        old, slot.served, slot.problem = slot.served, fresh, ""
         metrics.RELEASE_INFO.labels(app, fresh.version).set(1)
         log.info("release.serving", app=app, release=fresh.version, replaced=old.version if old else None)
         if old is not None:
@@ -187,6 +212,16 @@ class Router:
             task = asyncio.create_task(old.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def _ready(self, version: ReleaseVersion) -> ServedRelease:
+        """Loaded, and it has answered a real query. Raises what loading and answering raise, and leaves nothing."""
+        fresh = ServedRelease(version.version, await self._load(version), self._limits)
+        try:
+            await fresh.warm()
+        except BaseException:
+            await fresh.close()
+            raise
+        return fresh
 
     async def _refresh_forever(self, every_s: float) -> None:
         while True:

@@ -78,5 +78,5 @@ def _learn(event: FeedbackEvent, router: Router, stores: Stores) -> None:
     if not spec.feedback.learn_expansions:
         return
     item = stores.items.get(event.app, [event.selected])[0]
-    if item is not None and (learnt := learn_expansions(event.raw, item)):
+    if item is not None and (learnt := learn_expansions(event.raw, item, spec.items.text)):
         stores.expansions.learn(event.app, event.user, learnt)

@@ -6,6 +6,7 @@ SQLite, and the ingress in uvicorn, in a thread of the test's process.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import threading
@@ -26,7 +27,6 @@ from registry.manifest import release_digest
 from registry.memory_store import MemoryStore
 from registry.ports import ReleaseStore
 from registry.schema import ComponentRef, Release, ReleaseVersion
-from serving.app import load_inline
 from serving.components.embedder import TORCH_FOLDER, fingerprint
 from serving.config import Limits, ServingConfig
 from serving.ingress import Services, build_ingress
@@ -239,7 +239,7 @@ def listening(app: Any) -> Iterator[str]:
 
 
 def _loader(config: ServingConfig, stores: Stores, setup: Setup) -> Load:
-    import asyncio
+    from serving.app import load_inline  # Ray: only the tests that start a server pay for it
 
     async def load(version: ReleaseVersion) -> LoadedRelease:
         if setup.load is not None:

@@ -69,6 +69,14 @@ class OnnxEncoder:
                     progress(done, len(texts))
         return vectors
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that `encode` reads of them all, special ones included."""
+        return sum(
+            len(ids)
+            for start in range(0, len(texts), WINDOW)
+            for ids in self._tokenise(texts[start : start + WINDOW])
+        )
+
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         cut = [text[: self._max_characters] for text in texts]
         if len(cut) == 1:

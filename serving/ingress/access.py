@@ -46,7 +46,7 @@ async def read_body(request: Request) -> bytes:
     """The whole body. Raises TooLarge as soon as it is known to be, whatever content-length says."""
     limit = services_of(request).config.limits.max_body_bytes
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
+    if announced.isdecimal() and int(announced) > limit:
         raise TooLarge(f"the body has {announced} bytes; at most {limit} are taken: send less at once")
     chunks: list[bytes] = []
     size = 0

@@ -83,7 +83,8 @@ def _refuse_more(count: int, limit: int, field: str) -> None:
 def _limit(text: str | None, most: int) -> int:
     if text is None:
         return min(100, most)
-    if not text.isdigit() or not 1 <= int(text) <= most:
+    # Digits that int() takes, and no more of them than any limit has.
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or not 1 <= int(text) <= most:
         raise BadRequest(f"limit must be a whole number from 1 to {most}, not {text!r}", field="limit")
     return int(text)
 

@@ -44,8 +44,9 @@ async def embeddings(request: Request) -> Response:
         {"object": "embedding", "index": i, "embedding": _encode(vector, wanted.encoding_format)}
         for i, vector in enumerate(vectors)
     ]
-    usage = {"prompt_tokens": 0, "total_tokens": 0}
-    body = {"object": "list", "data": data, "model": wanted.model, "usage": usage}
+    body: dict[str, Any] = {"object": "list", "data": data, "model": wanted.model}
+    if (tokens := await served.count_tokens(texts)) is not None:
+        body["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
     headers = {"x-trace-id": trace_id_of(request), "x-palate-release": served.version}
     return Response(
         orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
@@ -58,7 +59,8 @@ async def models(request: Request) -> Response:
     await admit(request, "query")
     names = services_of(request).router.apps()
     data = [{"id": name, "object": "model", "created": 0, "owned_by": "palate"} for name in names]
-    return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
+    headers = {"x-trace-id": trace_id_of(request)}
+    return Response(orjson.dumps({"object": "list", "data": data}), headers=headers, media_type="application/json")
 
 
 def _encode(vector: np.ndarray[Any, np.dtype[np.float32]], encoding: str) -> Any:

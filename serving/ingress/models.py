@@ -14,7 +14,9 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Strict: "3" and true are no numbers, so that a slip is told and not guessed at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class QueryRequest(Request):

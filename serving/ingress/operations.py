@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from serving import metrics
 from serving.ingress.access import admit, services_of
+from serving.ingress.problems import trace_id_of
 
 routes = APIRouter()
 
@@ -33,22 +35,23 @@ async def prometheus(request: Request) -> Response:
     services = services_of(request)
     metrics.TRACES_DROPPED.set(services.traces.dropped)
     metrics.SPOOLED.set(services.feedback.pending)
+    for app, served in services.router.apps().items():
+        metrics.QUEUE_DEPTH.labels(app).set(served.waiting if served is not None else 0)
     text = await asyncio.to_thread(metrics.render)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @routes.get("/v1/apps", response_class=Response, tags=["operations"])
 async def apps(request: Request) -> Response:
-    """The apps this endpoint serves, with the release of each."""
+    """The apps this endpoint serves, with the release of each, and what keeps one from serving its `stable`."""
     services = services_of(request)
     await admit(request, "query")
-    problems = services.router.problems()
     listed = []
     for name, served in services.router.apps().items():
-        entry = {"name": name, "ready": served is not None}
-        if served is None:
-            entry["problem"] = problems.get(name, "")
-        else:
+        entry: dict[str, Any] = {"name": name, "ready": served is not None}
+        if problem := services.router.problem(name):
+            entry["problem"] = problem
+        if served is not None:
             entry |= {
                 "release": served.version,
                 "description": served.spec.description,
@@ -56,4 +59,5 @@ async def apps(request: Request) -> Response:
                 "example_query": served.spec.example_query,
             }
         listed.append(entry)
-    return Response(orjson.dumps({"apps": listed}), media_type="application/json")
+    headers = {"x-trace-id": trace_id_of(request)}
+    return Response(orjson.dumps({"apps": listed}), headers=headers, media_type="application/json")

@@ -36,11 +36,12 @@ async def query(app: str, request: Request) -> Response:
     served = services.router.served(app)
     now = services.wall_clock()
     trace_id = request.state.trace_id = mint(services.trace_secret, app, served.version, now)
-    status = 200
+    status = 500  # unless it ends in one of the ways below
     try:
         wanted = parse(QueryRequest, await read_body(request))
         queries = _queries(wanted, served.spec, services.config.limits)
         answers = await served.answer(queries, started + allowed_time_s(request, served.spec.deadline_s))
+        status = 200
     except PalateError as error:
         status = status_of(error)
         raise

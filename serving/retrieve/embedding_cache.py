@@ -77,6 +77,9 @@ class CachedEmbedder:
     def embed_documents(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
         return self._embedder.embed_documents(texts, progress)
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        return self._embedder.count_tokens(texts)
+
     def _look_up(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         found = {}
         with self._lock:

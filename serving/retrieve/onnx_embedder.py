@@ -42,3 +42,6 @@ class OnnxEmbedder:
 
     def embed_documents(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
         return self._encoder.encode([self.info.document_prompt + text for text in texts], progress)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        return self._encoder.count_tokens([self.info.query_prompt + text for text in texts])

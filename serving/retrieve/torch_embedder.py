@@ -60,6 +60,12 @@ class TorchEmbedder:
                 progress(min(start + page, len(prompted)), len(prompted))
         return np.concatenate(pages) if pages else np.empty((0, self.dimension), np.float32)
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        prompted = [(self.info.query_prompt + text)[: self._max_characters] for text in texts]
+        with self._lock:
+            tokens = self._model.tokenizer(prompted, truncation=True, max_length=self._model.max_seq_length)
+        return sum(len(ids) for ids in tokens["input_ids"])
+
     def _encode(self, texts: Sequence[str]) -> Vectors:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
