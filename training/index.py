@@ -25,7 +25,7 @@ from serving.components.index import build_index
 from serving.components.lexical import build_lexical
 from serving.components.rules import build_rules
 from serving.components.text import item_text
-from serving.components.vectors import ChromaVectors
+from serving.components.vectors import ChromaVectors, SyncReport
 from serving.ports import ItemStore
 from serving.schema import AppSpec, Item, SourceSpec
 from training.config import TrainingConfig
@@ -37,12 +37,14 @@ SAMPLE_ITEMS = 512
 
 @dataclass(slots=True)
 class BuiltRelease:
-    """A release and the folder of each of its components, by digest; `seconds` per step."""
+    """A release and the folder of each of its components, by digest; `seconds` per step; `synced`: what each dense
+    source took from Chroma and what it had to embed."""
 
     release: Release
     folders: dict[str, Path]
     named: dict[str, Path]
     seconds: dict[str, float]
+    synced: dict[str, SyncReport]
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class ReleaseBuilder:
         self._progress = progress
         self._parts = _Parts()
         self._seconds: dict[str, float] = {}
+        self._synced: dict[str, SyncReport] = {}
 
     def build(self, items: ItemStore) -> BuiltRelease:
         """Raises BadRequest or SetupError-like errors of the parts; publishes nothing."""
@@ -100,7 +103,7 @@ class ReleaseBuilder:
         digest = release_digest(spec, components)
         metrics = {"items": float(len(catalogue))}
         release = Release(self._spec.name, spec, components, seq, digest, metrics, self._parts.lineage)
-        return BuiltRelease(release, self._parts.folders, self._parts.named, self._seconds)
+        return BuiltRelease(release, self._parts.folders, self._parts.named, self._seconds, self._synced)
 
     def _read(self, items: ItemStore) -> list[Item]:
         total = items.count(self._spec.name)
@@ -138,7 +141,7 @@ class ReleaseBuilder:
         ):
             # A collection per source: two sources may embed different fields with one embedder.
             home = f"{self._spec.name}.{name}"
-            chroma.sync(home, embedder.fingerprint, texts, embedder.embed_documents, step)
+            self._synced[name] = chroma.sync(home, embedder.fingerprint, texts, embedder.embed_documents, step)
             vectors = chroma.vectors(home, embedder.fingerprint, [item_id for item_id, _ in texts])
         vectors = vectors.reshape(-1, embedder.dimension)
         with self._progress.step(f"{name}: index", len(texts)) as step:

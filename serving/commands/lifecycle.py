@@ -32,7 +32,9 @@ def up(
     app: Annotated[
         list[str] | None, typer.Option("--app", help="An example's name or a folder with an app.yaml; repeatable.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Port of the endpoint, on 127.0.0.1.", min=1, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option(envvar="PALATE_PORT", help="Port of the endpoint, on 127.0.0.1.", min=1, max=65535)
+    ] = 8000,
     mlflow_port: Annotated[int | None, typer.Option(help="Port of the MLflow UI; default: port + 1.")] = None,
     home: HomeOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready; stop with `palate down`.")] = False,

@@ -36,10 +36,14 @@ async def admit(request: Request, scope: str, app: str | None = None, cost: floa
     return key
 
 
+def may_use(key: ApiKey, app: str) -> bool:
+    return key.apps is None or app in key.apps
+
+
 def require_app(key: ApiKey, app: str) -> None:
     """Raises Forbidden when the key is not for this app."""
-    if key.apps is not None and app not in key.apps:
-        raise Forbidden(f"key {key.id!r} is for {sorted(key.apps)}, not for {app!r}", field="app")
+    if not may_use(key, app):
+        raise Forbidden(f"key {key.id!r} is for {sorted(key.apps or ())}, not for {app!r}", field="app")
 
 
 async def read_body(request: Request) -> bytes:

@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from serving.errors import BadRequest, NotFound, TooLarge
-from serving.ingress.access import admit, read_body, require_app, services_of
+from serving.ingress.access import admit, may_use, read_body, require_app, services_of
 from serving.ingress.models import EmbeddingsRequest, parse
 from serving.ingress.problems import trace_id_of
 
@@ -28,7 +28,7 @@ async def embeddings(request: Request) -> Response:
         served = services.router.served(wanted.model)
     except NotFound as error:
         raise NotFound(error.detail, field="model") from None
-    texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
+    texts = wanted.input
     limit = services.config.limits.max_items
     if not texts:
         raise BadRequest("input is empty: send a text or a list of texts", field="input")
@@ -56,8 +56,8 @@ async def embeddings(request: Request) -> Response:
 @routes.get("/v1/models", response_class=Response, tags=["openai"])
 async def models(request: Request) -> Response:
     """The apps, as the models of the OpenAI protocol."""
-    await admit(request, "query")
-    names = services_of(request).router.apps()
+    key = await admit(request, "query")
+    names = [name for name in services_of(request).router.apps() if may_use(key, name)]
     data = [{"id": name, "object": "model", "created": 0, "owned_by": "palate"} for name in names]
     headers = {"x-trace-id": trace_id_of(request)}
     return Response(orjson.dumps({"object": "list", "data": data}), headers=headers, media_type="application/json")

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from serving.errors import BadRequest
 
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
 Who = Annotated[str, Field(min_length=1, max_length=256)]
+Texts = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]),
+]
+"""One text or several, as several."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -75,10 +81,28 @@ class ItemModel(Request):
 
 
 class ItemsRequest(Request):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {
+                            "id": "3A24401",
+                            "fields": {"name_ko": "레이크 찰리스 말보로 소비뇽 블랑"},
+                            "attributes": {"vintage": 2023, "country": "뉴질랜드"},
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
     items: list[ItemModel] = Field(min_length=1)
 
 
 class DeleteRequest(Request):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["3A24401"]}]})
+
     ids: list[ItemId] = Field(min_length=1)
 
 
@@ -90,7 +114,7 @@ class EmbeddingsRequest(BaseModel):
     )
 
     model: str
-    input: str | list[str]
+    input: Texts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
 
@@ -123,6 +147,15 @@ class AnswerModel(BaseModel):
     lines: list[LineModel] | None = None
 
 
+class AnswersModel(BaseModel):
+    """The answers to `queries`, in order. Each has a trace id of its own, for feedback."""
+
+    trace_id: str
+    app: str
+    release: str
+    answers: list[AnswerModel]
+
+
 class Problem(BaseModel):
     """RFC 9457 problem details."""
 
@@ -143,5 +176,7 @@ def parse(model: type[M], body: bytes) -> M:
         field = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = f"there is no such field; there are {sorted(model.model_fields)}"
+            message = "there is no such field"
+            if len(first["loc"]) == 1:
+                message += f"; there are {sorted(model.model_fields)}"
         raise BadRequest(f"{field}: {message}" if field else message, field=field or None) from None

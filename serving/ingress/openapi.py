@@ -24,6 +24,17 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("/v1/apps/{app}/items", "delete"): DeleteRequest,
     ("/v1/embeddings", "post"): EmbeddingsRequest,
 }
+_IDS = {"type": "array", "items": {"type": "string"}}
+PARAMETERS: dict[tuple[str, str], dict[str, tuple[dict[str, Any], str]]] = {
+    ("/v1/apps/{app}/items", "get"): {
+        "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Most items of the page."),
+        "cursor": ({"type": "string"}, "`next_cursor` of the page before."),
+        "id": (_IDS, "Only these items; repeatable."),
+    },
+    ("/v1/apps/{app}/items", "delete"): {"id": (_IDS, "Items to delete, in place of a body; repeatable.")},
+}
+"""Query parameters that routes read from the request: name -> (schema, description)."""
+
 OPEN = ("/healthz", "/readyz", "/metrics")
 
 
@@ -54,6 +65,9 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             if body := BODIES.get((path, method)):
                 content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
                 operation["requestBody"] = {"required": method != "delete", "content": content}
+            for name, (schema, text) in PARAMETERS.get((path, method), {}).items():
+                parameter = {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
+                operation.setdefault("parameters", []).append(parameter)
             operation["responses"].pop("422", None)
             problem = {"$ref": "#/components/schemas/Problem"}
             operation["responses"]["default"] = {

@@ -9,7 +9,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from serving import metrics
-from serving.ingress.access import admit, services_of
+from serving.ingress.access import admit, may_use, services_of
 from serving.ingress.problems import trace_id_of
 
 routes = APIRouter()
@@ -45,9 +45,11 @@ async def prometheus(request: Request) -> Response:
 async def apps(request: Request) -> Response:
     """The apps this endpoint serves, with the release of each, and what keeps one from serving its `stable`."""
     services = services_of(request)
-    await admit(request, "query")
+    key = await admit(request, "query")
     listed = []
     for name, served in services.router.apps().items():
+        if not may_use(key, name):
+            continue
         entry: dict[str, Any] = {"name": name, "ready": served is not None}
         if problem := services.router.problem(name):
             entry["problem"] = problem

@@ -15,7 +15,7 @@ from serving.components.catalogue import Columns
 from serving.config import Limits
 from serving.errors import BadRequest, PalateError, TooLarge
 from serving.ingress.access import admit, allowed_time_s, read_body, services_of
-from serving.ingress.models import AnswerModel, QueryRequest, parse
+from serving.ingress.models import AnswerModel, AnswersModel, QueryRequest, parse
 from serving.ingress.problems import status_of
 from serving.logs import get_log
 from serving.pipeline import Answer, Line
@@ -27,7 +27,7 @@ routes = APIRouter()
 log = get_log(__name__)
 
 
-@routes.post("/v1/apps/{app}/query", response_class=Response, responses={200: {"model": AnswerModel}}, tags=["query"])
+@routes.post("/v1/apps/{app}/query", response_class=Response, responses={200: {"model": AnswerModel | AnswersModel}}, tags=["query"])
 async def query(app: str, request: Request) -> Response:
     """Search an app's catalogue with one text, or with several."""
     started = time.monotonic()

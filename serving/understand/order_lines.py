@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from serving.errors import BadRequest
 from serving.schema import Query, Understood
+from serving.understand.keyboard import flip_keyboard
 
 MOST = 9_999  # of one unit in one line; a larger number is not a quantity
 VOLUMES_ML = frozenset({187, 200, 330, 355, 375, 500, 700, 720, 750})
@@ -29,12 +30,14 @@ _COUNTS = {
     "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "a": 1, "a dozen": 12,
 }  # fmt: skip
 _COUNT = "|".join(sorted(_COUNTS, key=len, reverse=True))
-_TAIL = r"(?:씩|만|정도|쯤|이요|이여|요|으로|로|하고|이랑|랑|과|와|더)?"
+_TAIL = (
+    r"(?:씩|만|정도|쯤|짜리|더)?(?:이에요|이예요|이고|이요|이여|요|으로|로|하고|이랑|랑|과|와|더|은|는|을|를|도|이나|입니다)?"
+)
 
 # A number or a counting word, then its unit.
 _COUNTED = re.compile(
     rf"(?:[x×*:@]\s*)?(?:(?<![\d.,'’+-])(?P<number>\d{{1,4}})|(?<![a-z가-힣])(?P<count>{_COUNT})|(?P<glued>{_COUNT})(?=[가-힣]{{1,4}}\s*$))"
-    rf"(?P<gap>\s*)(?:(?P<box>{_BOX})|(?P<bottle>{_BOTTLE}|{_BOTTLE_BON}))(?P<tail>{_TAIL})(?![a-z])(?![가-힣])",
+    rf"(?P<gap>\s*)(?:(?P<box>{_BOX})|(?P<bottle>{_BOTTLE}|{_BOTTLE_BON}|(?<=\d)b))(?P<tail>{_TAIL})(?![a-z])(?![가-힣])",
     re.I,
 )
 # x6, 6x, 수량 6, 박스 3
@@ -45,17 +48,21 @@ _MARKED = re.compile(
 )
 _TRAILING = re.compile(r"(?<=[\s가-힣:=-])(\d{1,3})$")
 _LEADING = re.compile(r"^(\d{1,3})\s+(?=[^\W\d_])")
-_NAME_NUMBER = re.compile(r"(?:빈|bin|no\.?|넘버|number|nr\.?|#|№|lot|로트)\s*$", re.I)
+_NAME_NUMBER = re.compile(r"(?:(?<![가-힣])빈|(?<![a-z])(?:bin|no\.?|number|nr\.?|lot)|넘버|#|№|로트)\s*$", re.I)
 
+_VINTAGE = r"(?:빈티지|빈(?!\s*\d\d)|vintage|vtg)(?:으?로|꺼|거|걸로)?"
 _YEAR = re.compile(
-    r"(?:빈티지|vintage|vtg)?\s*(?<![\d.])(19[5-9]\d|20[0-2]\d|203[0-5])(?!\d)\s*(?:년\s*(?:산|도|빈티지)?|빈티지|빈(?!\s*\d)|vintage|vtg)?",
+    rf"(?:빈티지|vintage|vtg)?\s*(?<![\d.])(19[5-9]\d|20[0-2]\d|203[0-5])(?!\d)(?:\s*년\s*(?:산|도|빈티지)?|\s*{_VINTAGE}|y(?![a-z]))?",
     re.I,
 )
+_TWO_DIGITS = r"([0-2]\d|3[0-5]|[5-9]\d)"
 _SHORT_YEAR = re.compile(
-    r"(?<!\w)['’‘`]([0-2]\d|3[0-5]|[5-9]\d)(?!\d)(?:년산|년)?|(?<![\d.])([0-2]\d|3[0-5]|[5-9]\d)\s*(?:년\s*(?:산|도|빈티지)?|빈티지|빈(?!\s*\d)|vintage|vtg)(?![가-힣a-z])"
-    r"|(?:빈티지|vintage|vtg)\s*([0-2]\d|3[0-5]|[5-9]\d)(?!\d)",
+    rf"(?<!\w)['’‘`]{_TWO_DIGITS}(?!\d)(?:년산|년)?"
+    rf"|(?<![\d.]){_TWO_DIGITS}(?:\s*(?:년\s*(?:산|도|빈티지)|{_VINTAGE})|y|['’`])(?![가-힣a-z\d])"
+    rf"|(?:빈티지|vintage|vtg|(?<![a-z])v)\s*{_TWO_DIGITS}(?!\d)",
     re.I,
 )
+_YEAR_OR_AGE = re.compile(rf"(?<![\d.]){_TWO_DIGITS}\s*년(?![가-힣a-z])")
 _AGED = re.compile("톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|port|years?", re.I)  # 20년 is an age there
 _NO_YEAR = re.compile(r"(?<![a-z])(?:n\.?v\.?|non[- ]?vintage)(?![a-z])|논\s?빈티지", re.I)
 
@@ -63,11 +70,11 @@ _BULLET = re.compile(
     r"^\s*(?:[-*•·‣▪▶►▷●○■□◆◇★☆✓✔➤→>※]+|\(?\d{1,2}\)|\d{1,2}\.(?=\s|[가-힣a-z])|[가-하][.)](?=\s))\s*", re.I
 )
 _POLITE = re.compile(
-    r"(?<![가-힣])(?:좀\s*)?(?:"
+    r"(?<![가-힣])(?:(?:좀|더|꼭|우선)\s*)*(?:"
     r"(?:보내|넣어|챙겨|갖다|가져다|준비해|배송해|출고해|빼|잡아)\s*(?:주|드|줘|줄|달)[가-힣]*(?:\s+수\s+있[가-힣]*)?|부탁[가-힣]*(?:\s*(?:드|합|해)[가-힣]+)?"
     r"|주(?:세요|세용|십시오|시면|실|시기)[가-힣]*|드립니다|드려요|드릴게요|합니다|할게요|해요"
     r"|(?:주문|발주|요청|신청|예약|출고|입고|배송|납품)(?:이요|요|건|서|입니다|합니다|할게요|해요|드[가-힣]+|해[가-힣]*|부[가-힣]+|가능[가-힣]*)?"
-    r"|추가(?:요|로|입니다|해[가-힣]*)?|감사[가-힣]*|고맙[가-힣]*|수고[가-힣]*|안녕[가-힣]*|있(?:나요|을까요|으면|어요)|될까요|되나요|가능[가-힣]*"
+    r"|추가(?:요|로|입니다|해[가-힣]*)?|혹시(?:나|라도)?|재고(?:가|는|도)?|마감\s*(?:전에?|까지)|감사[가-힣]*|고맙[가-힣]*|수고[가-힣]*|안녕[가-힣]*|있(?:나요|나|을까요|으면|으시면|어요|는지|습니까)|될까요|되나요|가능[가-힣]*"
     r"|(?:사장|대표|실장|팀장|과장|부장|차장|대리|매니저|담당자|선생|이사)님[가-힣]*|(?:오늘|내일|모레|금일|명일|오전|오후|이번주|다음주)(?:까지|중|에|중으로)?"
     r"|품목|품명|수량(?!\s*[:=.]?\s*\d)|주문서|발주서|내역|목록|리스트|급(?:해요|합니다|하게|히)|빨리|빠른|항상|많으[가-힣]+|입니다|이요|그리고|하고|이랑|및|각각?|합계|총"
     r")(?![가-힣])"
@@ -78,8 +85,13 @@ _POLITE = re.compile(
 _LINKED = re.compile(r"^\s*(?:of|and|&|\+|랑|와|과)(?=\s)\s*", re.I)
 _LINKING = re.compile(r"(?<=\s)(?:and|&|\+)$", re.I)
 _EMPTY_BRACKETS = re.compile(r"[(\[{]\s*[,.x×*/-]*\s*[)\]}]")
-_EDGES = " \t,.;:!?~-_/|*=+…·'\"^><ㅎㅋㅠㅜ"
+_EDGES = " \t,.;:!?~-_/|*=+…·'\"^><"
+# Alone; beside other jamo it is a word typed as consonants.
+_LAUGHTER = re.compile("^[ㅋㅎㅠㅜ]+(?![ㄱ-ㅣ])|(?<![ㄱ-ㅣ])[ㅋㅎㅠㅜ]+$")
 _SEPARATOR = re.compile(r"[,，、](?!\d{3}(?!\d))|\s/\s|(?<=[병본개스자])/|\s\+\s")
+_ASIDE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|//.*")  # a note: nothing in it begins an item
+_INSTEAD = re.compile(r"(?<!\S)[^\s()\[\]]+\s*(?:말고|아니고|아닌|빼고)(?:요)?(?![가-힣])")  # 375 말고 750
+_LATIN_TOKEN = re.compile(r"(?<![a-z\d])(\d{0,4})([a-z]{3,})(?![a-z\d])", re.I)
 _EACH = re.compile(rf"(?<![가-힣])각(?:각|기)?\s*(?=\d|(?:{_COUNT})\s*(?:{_BOTTLE}|{_BOX}))", re.I)
 _CIRCLED = re.compile("[①-⑳❶-❿➀-➓]")
 _NOT_JAMO = re.compile("[^\u3131-\u318e]+")
@@ -134,22 +146,41 @@ class OrderLines:
 def read_line(raw: str) -> Line:
     """Quantity, unit and vintage of one line, and the words that remain."""
     text = _BULLET.sub("", _compatible(_BULLET.sub("", raw)))
-    text = _POLITE.sub(" ", text)
+    text = _POLITE.sub(" ", _INSTEAD.sub(" ", _LATIN_TOKEN.sub(_other_layout, text)))
     text, quantity, unit = _take_counted(text)
     text, vintage = _take_year(_NO_YEAR.sub(" ", text))
     text = _tidy(text)
     if quantity is None:
         text, quantity = _take_bare(text)
     text = _tidy(text)
+    if vintage is None and (age := _YEAR_OR_AGE.search(text)) and not _AGED.search(text):
+        return Line(text, quantity, unit, _full_year(int(age[1])))  # the words stay: 10년 may be of a name
     return Line(f"{text} {vintage}" if vintage and text else text, quantity, unit, vintage)
+
+
+def _other_layout(found: re.Match[str]) -> str:
+    """`gksqud` -> 한병, `6qud` -> 6병, `qnxkremflqslek` -> 부탁드립니다; names stay as typed."""
+    flipped = found[1] + (flip_keyboard(found[2]) or "")
+    return flipped if _COUNTED.fullmatch(flipped) or _POLITE.fullmatch(flipped) else found[0]
 
 
 def split_items(line: str) -> list[str]:
     """The items of one physical line; the line itself where it holds one. Commas inside a name do not cut it."""
     plain = _compatible(line)
-    parts = [part for part in _SEPARATOR.split(plain) if part.strip()]
+    asides = _spans(_ASIDE, plain)
+    cuts = [(a, b) for a, b in _spans(_SEPARATOR, plain) if not _inside(a, asides)]
+    parts = [plain[a:b] for a, b in zip([0, *(b for _, b in cuts)], [*(a for a, _ in cuts), len(plain)], strict=True)]
+    parts = [part for part in parts if part.strip()]
     items = _join_parts(parts, line) if len(parts) > 1 else [line]
     return [piece for item in items for piece in _split_counted(item)]
+
+
+def _spans(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
+    return [found.span() for found in pattern.finditer(text)]
+
+
+def _inside(place: int, spans: Sequence[tuple[int, int]]) -> bool:
+    return any(start <= place < end for start, end in spans)
 
 
 def _join_parts(parts: list[str], line: str) -> list[str]:
@@ -179,7 +210,8 @@ def _join_parts(parts: list[str], line: str) -> list[str]:
 def _split_counted(line: str) -> list[str]:
     """`A 6병 B 12병` is two items: cut behind each quantity, or before each where the line begins with one."""
     plain = _compatible(line)
-    found = [m for m in _COUNTED.finditer(plain) if _count(m) is not None]
+    asides = _spans(_ASIDE, plain)
+    found = [m for m in _COUNTED.finditer(plain) if _count(m) is not None and not _inside(m.start(), asides)]
     if len(found) < 2:
         return [line]
     leads = not _WORD.search(_POLITE.sub("", plain[: found[0].start()]))
@@ -223,7 +255,7 @@ def _take_counted(text: str) -> tuple[str, int | None, str | None]:
 def _take_year(text: str) -> tuple[str, int | None]:
     if found := _YEAR.search(text):
         year = int(found[1])
-    elif (found := _SHORT_YEAR.search(text)) and not (found[0].rstrip().endswith("년") and _AGED.search(text)):
+    elif found := _SHORT_YEAR.search(text):
         year = _full_year(int(found[1] or found[2] or found[3]))
     else:
         return text, None
@@ -257,5 +289,10 @@ def _compatible(text: str) -> str:
 
 def _tidy(text: str) -> str:
     text = _EMPTY_BRACKETS.sub(" ", text)
-    text = _LINKED.sub("", " ".join(text.split()).strip(_EDGES))
-    return _LINKING.sub("", text).strip(_EDGES)
+    return _trim(_LINKING.sub("", _trim(_LINKED.sub("", _trim(" ".join(text.split()))))))
+
+
+def _trim(text: str) -> str:
+    while (shorter := _LAUGHTER.sub("", text.strip(_EDGES))) != text:
+        text = shorter
+    return text

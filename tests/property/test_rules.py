@@ -96,7 +96,7 @@ def test_learning_takes_only_words_of_the_item(text: str) -> None:
 
 @given(st.text(alphabet=st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3), min_size=1, max_size=6))
 def test_hangul_survives_the_keyboard_and_back(word: str) -> None:
-    typed = spelling.flip_keyboard(word)
+    typed = flip_keyboard(word)
     assert typed is not None
     assert typed.isascii()
     assert spelling.letters(word)

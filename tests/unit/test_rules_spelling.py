@@ -18,13 +18,13 @@ from serving.schema import Item
     [("dkssud", "안녕"), ("Rkqpfmsp", "까베르네"), ("qmffkd", "블랑"), ("rhkstn", "관수"), ("ekfr", "닭")],
 )
 def test_the_keyboard_flips_both_ways(typed: str, meant: str) -> None:
-    assert spelling.flip_keyboard(typed) == meant
-    assert spelling.flip_keyboard(meant) == typed.lower()
+    assert flip_keyboard(typed) == meant
+    assert flip_keyboard(meant) == typed.lower()
 
 
 @pytest.mark.parametrize("word", ["chateau", "123", "lake", "a1", "é", ""])
 def test_what_gives_no_text_in_the_other_layout_is_not_flipped(word: str) -> None:
-    assert spelling.flip_keyboard(word) is None
+    assert flip_keyboard(word) is None
 
 
 def distance(a: str, b: str) -> float:

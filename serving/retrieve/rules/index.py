@@ -17,13 +17,19 @@ import numpy as np
 
 from serving.retrieve.rules import spelling
 from serving.retrieve.rules.grams import GramIndex
-from serving.retrieve.rules.numbers import Facts, item_facts, take_facts
+from serving.retrieve.rules.numbers import STANDARD_ML, Facts, item_facts, take_facts
 from serving.retrieve.rules.phonetics import phonetic
 from serving.schema import Item
 
 LONGEST_PHRASE = 4  # words written together, or read as initials
 ALIAS_TRUST = 0.97  # another spelling of the same words
 INITIALS_TRUST = 0.85  # lc, 레찰, ㄹㅇㅋ: several things may share them
+DESCRIBES = 0.6  # weight of what the attributes say of an item: white, Marlborough
+LONGEST_DESCRIPTION = 3  # words; what is longer is prose
+YEAR_WEIGHT = 0.97
+# Words that initials leave out: drc for Domaine de la Romanée-Conti.
+_PARTICLES = frozenset("a au aux d da das de del della des di do dos du e el en et la le les of the y 데 델 드 뒤 디 라 레 르 에 엘 의".split())
+SHORT_WORD = 0.5
 NAME_WEIGHT = 0.5  # fields at least this heavy, relative to the heaviest, name the item; the others describe it
 
 
@@ -76,11 +82,12 @@ def analyse(item: Item, weights: Mapping[str, float], aliases: Aliases, phrases:
                 span = worded[start:end]
                 if phrases or len(span) == 1:
                     _add(entries, "".join(span), Spelling(weight, 1.0, span))
-                if phrases and len(span) > 1:
-                    _add(entries, _initials(span), Spelling(weight, INITIALS_TRUST, span))
                 for other in aliases.of("".join(span)):
                     _add(entries, other, Spelling(weight, ALIAS_TRUST, span))
+        if phrases:
+            _add_initials(entries, worded, weight)
     facts = item_facts(item, " ".join(texts.values()))
+    _describe(entries, item, facts.year, aliases)
     return Analysed(item.id, entries, tuple(names), "|".join("".join(n) for n in names[:1]), facts)
 
 
@@ -90,9 +97,27 @@ def _add(entries: dict[str, Spelling], form: str, found: Spelling) -> None:
         entries[form] = found
 
 
-def _initials(span: tuple[str, ...]) -> str:
-    """lc for lake chalice, 레찰 for 레이크 찰리스; nothing where a number is among the words."""
-    return "" if any(word[0].isdigit() for word in span) else "".join(word[0] for word in span)
+def _add_initials(entries: dict[str, Spelling], worded: tuple[str, ...], weight: float) -> None:
+    """lc for lake chalice, 레찰 for 레이크 찰리스, with and without the particles; none where a number is among them."""
+    for words in {worded, tuple(word for word in worded if word not in _PARTICLES)}:
+        for start in range(len(words)):
+            for end in range(start + 2, min(start + LONGEST_PHRASE, len(words)) + 1):
+                span = words[start:end]
+                if not any(word[0].isdigit() for word in span):
+                    _add(entries, "".join(word[0] for word in span), Spelling(weight, INITIALS_TRUST, span))
+
+
+def _describe(entries: dict[str, Spelling], item: Item, year: int | None, aliases: Aliases) -> None:
+    """The words of the attributes, and the year in two digits: they tell items apart but do not name them."""
+    for value in item.attributes.values():
+        span = tuple(spelling.words(spelling.normalise(value))) if isinstance(value, str) else ()
+        if 0 < len(span) <= LONGEST_DESCRIPTION:
+            joined = "".join(span)
+            for form in {joined, *aliases.of(joined)}:
+                _add(entries, form, Spelling(DESCRIBES, ALIAS_TRUST, span))
+    if year is not None:
+        for form in (f"{year % 100:02}", f"{year % 100:02}년"):
+            _add(entries, form, Spelling(YEAR_WEIGHT, ALIAS_TRUST, (str(year),)))
 
 
 class Index:
@@ -170,7 +195,8 @@ class Index:
         keys: dict[str, int] = {}
         self.name_key = np.array([keys.setdefault(item.name_key, len(keys)) for item in items], np.int64)
         self.years = np.array([item.facts.year or 0 for item in items], np.int64)
-        self.volumes = np.array([item.facts.volume_ml or 750 for item in items], np.int64)
+        self.volumes = np.array([item.facts.volume_ml or STANDARD_ML for item in items], np.int64)
+        self.rose = np.array([item.facts.rose for item in items], np.bool_)
 
     def is_word(self, form: str) -> bool:
         """Is it how words are written, not only their initials?"""
@@ -187,4 +213,10 @@ def _idf(items: Sequence[Analysed]) -> dict[str, float]:
     """Word -> 0..1: 1 for a word of one item, towards 0 for a word of all."""
     seen = Counter(word for item in items for word in {w for found in item.entries.values() for w in found.span})
     scale = math.log1p(len(items)) or 1.0
-    return {word: max(0.05, math.log1p(len(items) / count) / scale) if items else 1.0 for word, count in seen.items()}
+    idf = {word: math.log1p(len(items) / count) / scale for word, count in seen.items()}
+    return {word: max(0.05, min(1.0, worth) * _substance(word)) for word, worth in idf.items()}
+
+
+def _substance(word: str) -> float:
+    """Less for words of one syllable or letter: 더, 라, a. Numbers are not words."""
+    return SHORT_WORD if len(word) == 1 and not word.isdigit() else 1.0

@@ -1,4 +1,4 @@
-"""Years and volumes, which tell items of one name apart: read out of texts and of items.
+"""Years, volumes and rosé, which tell items of like names apart: read out of texts and of items.
 
 Called by the rules index and search. Pure.
 """
@@ -13,23 +13,32 @@ from serving.schema import Item
 FIRST_YEAR, LAST_YEAR = 1950, 2035
 STANDARD_ML = 750
 _YEAR = re.compile(r"(?<!\d)(?<!\d\.)(19[5-9]\d|20[0-2]\d|203[0-5])(?!\d)(?:\s*년산?|\s*빈티지|\s*vintage)?", re.I)
+_TWO_DIGITS = r"([0-2]\d|3[0-5]|[5-9]\d)"
 _SHORT_YEAR = re.compile(
-    r"(?<!\d)['’‘]([0-2]\d|3[0-5]|[5-9]\d)(?!\d)|(?<!\d)([0-2]\d|3[0-5]|[5-9]\d)\s*(?:년(?:산|도)?|빈)(?![가-힣])"
+    rf"(?<!\d)['’‘]{_TWO_DIGITS}(?!\d)"
+    rf"|(?<![\d.]){_TWO_DIGITS}(?:\s*(?:년(?:산|도)|빈티지|빈(?!\s*\d\d))(?![가-힣])|['’])(?!\d)"
+    r"|(?<![\d.])([5-9]\d)\s*년(?![가-힣])",  # 10년 may be an age: it stays a word
+    re.I,
 )
-_AGED = re.compile("톤니|토니|토우니|타우니|숙성|올드|포트|old|tawny|port|years?", re.I)  # 20년 is an age there
-_ML = re.compile(r"(?<!\d)(?<!\d\.)(\d{3,4})\s*(?:ml|밀리)|(?<!\d)(?<!\d\.)(187|375|750|1500)(?!\d)", re.I)
-_LITRES = re.compile(r"(?<!\d)(?<!\d\.)(\d(?:\.\d{1,3})?)\s*(?:리터|l(?![a-z])|liters?|litres?)", re.I)
+_ML = re.compile(
+    r"(?<!\d)(?<!\d\.)(\d{3,4})\s*(?:ml|밀리)|(?<!\d)(?<!\d\.)(187|375|750|1500)(?:\s?짜리)?(?!\d)", re.I
+)
+_LITRES = re.compile(
+    r"(?<!\d)(?<!\d\.)(\d(?:\.\d{1,3})?)\s*(?:리터|l(?![a-z])|liters?|litres?)|(?<![\d.])(1\.5)(?![\d.])", re.I
+)
 _NAMED = re.compile(
-    r"(?<![a-z가-힣])(?:(더블\s?매그넘|double\s?magnum)|(매그넘|magnum)|(하프|half)|(피콜로))"
-    r"(?:\s*(?:보틀|바틀|사이즈|bottle|btl))?(?![a-z가-힣])", re.I)  # fmt: skip
+    r"(?<![a-z])(?:(더블\s?매그넘|double\s?magnum)|(매그넘|마그넘|magnum|mag)|(하프|(?<![가-힣])(?:반\s?병|미니|데미)|half|demi)"
+    r"|((?<![가-힣])피콜로))(?:\s*(?:보틀|바틀|사이즈|병|bottle|btl|size))?(?:\s?짜리)?(?:으?로)?(?![a-z가-힣])", re.I)  # fmt: skip
 _NAMED_ML = (3000, 1500, 375, 200)
+_ROSE = re.compile("로제|로즈와인|로사[도토]|ros[eé](?![a-z])|rosado|rosato", re.I)
 
 
 class Facts(NamedTuple):
-    """What a text or an item says of year and volume; None where it says nothing."""
+    """What a text or an item says of year and volume, None where it says nothing, and whether it is called rosé."""
 
     year: int | None
     volume_ml: int | None
+    rose: bool = False
 
 
 def _cut(text: str, found: re.Match[str]) -> str:
@@ -43,7 +52,7 @@ def _volume(text: str) -> tuple[int | None, str]:
     if found := _ML.search(text):
         return int(found[1] or found[2]), _cut(text, found)
     if found := _LITRES.search(text):
-        return round(float(found[1]) * 1000), _cut(text, found)
+        return round(float(found[1] or found[2]) * 1000), _cut(text, found)
     return None, text
 
 
@@ -55,13 +64,14 @@ def full_year(two_digits: int) -> int:
 def take_facts(text: str) -> tuple[Facts, str]:
     """Year and volume that a text in compatibility form names, and the text without them."""
     volume, rest = _volume(text)
+    rose = bool(_ROSE.search(text))
     if found := _YEAR.search(rest):
         year: int | None = int(found[1])
-    elif (found := _SHORT_YEAR.search(rest)) and not (found[0].endswith("년") and _AGED.search(rest)):
-        year = full_year(int(found[1] or found[2]))
+    elif found := _SHORT_YEAR.search(rest):
+        year = full_year(int(found[1] or found[2] or found[3]))
     else:
-        return Facts(None, volume), rest
-    return Facts(year, volume), _cut(rest, found)
+        return Facts(None, volume, rose), rest
+    return Facts(year, volume, rose), _cut(rest, found)
 
 
 def item_facts(item: Item, text: str) -> Facts:
@@ -70,7 +80,7 @@ def item_facts(item: Item, text: str) -> Facts:
     said, _ = take_facts(text)
     year = _whole(stated.get("vintage"), FIRST_YEAR, LAST_YEAR)
     volume = _whole(stated.get("volume_ml", stated.get("volume")), 50, 30_000)
-    return Facts(said.year if year is None else year, said.volume_ml if volume is None else volume)
+    return Facts(said.year if year is None else year, said.volume_ml if volume is None else volume, said.rose)
 
 
 def _whole(value: Any, lowest: int, highest: int) -> int | None:

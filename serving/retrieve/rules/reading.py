@@ -83,7 +83,7 @@ class Reader:
         as_typed = [self._readable(cut) for cut in cuts]
         flipped: list[list[str]] = [[] for _ in runs]
         for place, run in enumerate(runs):
-            other = spelling.flip_keyboard(run) if as_typed[place] < READABLE else None
+            other = flip_keyboard(run) if as_typed[place] < READABLE else None
             if other and other != run.casefold():
                 flipped[place] = self._cut(other)
         gains = [self._readable(f) - a if f else -1.0 for f, a in zip(flipped, as_typed, strict=True)]
