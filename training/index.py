@@ -8,17 +8,19 @@ change come from Chroma, an embedder that did not change from the release before
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from registry.content import digest_folder, digest_json
 from registry.errors import ReleaseNotFound
 from registry.manifest import release_digest
 from registry.ports import ReleaseStore
-from registry.schema import ComponentRef, Release
+from registry.schema import ComponentRef, Release, Role
 from serving import build
 from serving.components.catalogue import build_catalogue
 from serving.components.index import build_index
@@ -29,7 +31,7 @@ from serving.components.vectors import ChromaVectors, SyncReport
 from serving.ports import ItemStore
 from serving.schema import AppSpec, Item, SourceSpec
 from training.config import TrainingConfig
-from training.export import MINILM, export_embedder, model_folder
+from training.models import MINILM, model_folder
 from training.progress import Progress
 
 SAMPLE_ITEMS = 512
@@ -47,21 +49,15 @@ class BuiltRelease:
     synced: dict[str, SyncReport]
 
 
-@dataclass(slots=True)
-class _Parts:
-    components: list[ComponentRef] = field(default_factory=list)
-    folders: dict[str, Path] = field(default_factory=dict)
-    named: dict[str, Path] = field(default_factory=dict)
-    lineage: dict[str, str] = field(default_factory=dict)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A component that lies built in a folder; `needs` names those it was built for."""
 
-    def add(self, name: str, role: str, folder: Path, fingerprint: str = "", needs: Sequence[str] = ()) -> None:
-        digest, size = digest_folder(folder)
-        by_name = {component.name: component.digest for component in self.components}
-        self.components.append(
-            ComponentRef(name, role, digest, size, fingerprint, {n: by_name[n] for n in needs})  # type: ignore[arg-type]
-        )
-        self.folders[digest] = folder
-        self.named[name] = folder
+    name: str
+    role: Role
+    folder: Path
+    fingerprint: str = ""
+    needs: tuple[str, ...] = ()
 
 
 class ReleaseBuilder:
@@ -82,7 +78,9 @@ class ReleaseBuilder:
         self._config = config
         self._store = store
         self._progress = progress
-        self._parts = _Parts()
+        self._embedders: dict[str, _Part] = {}
+        self._lineage: dict[str, str] = {}
+        self._exporting = threading.Lock()
         self._seconds: dict[str, float] = {}
         self._synced: dict[str, SyncReport] = {}
 
@@ -94,16 +92,30 @@ class ReleaseBuilder:
         with self._timed("catalogue"):
             folder = self._work / "catalogue"
             build_catalogue(folder, catalogue, self._spec.items.attributes)
-            self._parts.add("catalogue", "catalogue", folder)
-        for name, source in self._spec.retrieve.sources.items():
-            with self._timed(name):
-                self._source(name, source, catalogue)
+            snapshot = _Part("catalogue", "catalogue", folder)
+        sources = self._spec.retrieve.sources
+        # Side by side: reading words is Python's work, vectors and graph are not.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            built = {
+                name: pool.submit(self._source, name, source, catalogue)
+                for name, source in sorted(sources.items(), key=lambda item: item[1].engine)
+            }
+        parts = [snapshot, *self._embedders.values(), *(built[name].result() for name in sources)]
+        release, named = self._release(parts, seq, len(catalogue))
+        folders = {component.digest: named[component.name] for component in release.components}
+        return BuiltRelease(release, folders, named, self._seconds, self._synced)
+
+    def _release(self, parts: Sequence[_Part], seq: int, items: int) -> tuple[Release, dict[str, Path]]:
+        components: dict[str, ComponentRef] = {}
+        for part in parts:
+            digest, size = digest_folder(part.folder)
+            needs = {name: components[name].digest for name in part.needs}
+            components[part.name] = ComponentRef(part.name, part.role, digest, size, part.fingerprint, needs)
         spec = self._spec.model_dump(mode="json")
-        components = tuple(self._parts.components)
-        digest = release_digest(spec, components)
-        metrics = {"items": float(len(catalogue))}
-        release = Release(self._spec.name, spec, components, seq, digest, metrics, self._parts.lineage)
-        return BuiltRelease(release, self._parts.folders, self._parts.named, self._seconds, self._synced)
+        refs = tuple(components.values())
+        metrics = {"items": float(items)}
+        release = Release(self._spec.name, spec, refs, seq, release_digest(spec, refs), metrics, self._lineage)
+        return release, {part.name: part.folder for part in parts}
 
     def _read(self, items: ItemStore) -> list[Item]:
         total = items.count(self._spec.name)
@@ -115,25 +127,27 @@ class ReleaseBuilder:
                     step(len(catalogue))
         return catalogue
 
-    def _source(self, name: str, source: SourceSpec, catalogue: Sequence[Item]) -> None:
+    def _source(self, name: str, source: SourceSpec, catalogue: Sequence[Item]) -> _Part:
         folder = self._work / f"retrieve.{name}"
         weights = self._spec.text_weights(source)
-        if source.engine == "rules":
-            build_rules(folder, self._app_folder / source.aliases if source.aliases else None, weights, source.options)
-            self._parts.add(f"retrieve.{name}", "rules", folder, needs=["catalogue"])
-        elif source.engine == "lexical":
-            with self._progress.step(f"{name}: words", len(catalogue)) as step:
-                build_lexical(folder, catalogue, weights, source.options, step)
-            self._parts.add(f"retrieve.{name}", "lexical", folder, needs=["catalogue"])
-        else:
-            self._dense(name, source, folder, catalogue)
+        with self._timed(name):
+            if source.engine == "dense":
+                return self._dense(name, source, folder, catalogue)
+            if source.engine == "rules":
+                aliases = self._app_folder / source.aliases if source.aliases else None
+                build_rules(folder, aliases, weights, source.options)
+            else:
+                with self._progress.step(f"{name}: words", len(catalogue)) as step:
+                    build_lexical(folder, catalogue, weights, source.options, step)
+            return _Part(f"retrieve.{name}", source.engine, folder, needs=("catalogue",))
 
-    def _dense(self, name: str, source: SourceSpec, folder: Path, catalogue: Sequence[Item]) -> None:
+    def _dense(self, name: str, source: SourceSpec, folder: Path, catalogue: Sequence[Item]) -> _Part:
         texts = [(item.id, item_text(item, self._spec.text_weights(source))) for item in catalogue]
         embedder_name = f"embedder.{source.embedder}"
-        if embedder_name not in self._parts.named:
-            self._embedder(embedder_name, source, texts)
-        embedder = build.document_embedder(self._parts.named[embedder_name], source, self._config.serving)
+        with self._exporting:
+            if embedder_name not in self._embedders:
+                self._embedders[embedder_name] = self._embedder(embedder_name, source, texts)
+        embedder = build.document_embedder(self._embedders[embedder_name].folder, source, self._config.serving)
         url = self._config.chroma_url
         with (
             ChromaVectors(None if url else self._config.home / "chroma", url or None) as chroma,
@@ -146,9 +160,9 @@ class ReleaseBuilder:
         vectors = vectors.reshape(-1, embedder.dimension)
         with self._progress.step(f"{name}: index", len(texts)) as step:
             build_index(folder, vectors, embedder.fingerprint, source.search, lambda done, _: step(done))
-        self._parts.add(f"retrieve.{name}", "index", folder, embedder.fingerprint, ["catalogue", embedder_name])
+        return _Part(f"retrieve.{name}", "index", folder, embedder.fingerprint, ("catalogue", embedder_name))
 
-    def _embedder(self, name: str, source: SourceSpec, texts: Sequence[tuple[str, str]]) -> None:
+    def _embedder(self, name: str, source: SourceSpec, texts: Sequence[tuple[str, str]]) -> _Part:
         """The app's embedder: from the newest release if it was made of the same model, else exported anew."""
         model = source.embedder if source.embedder == MINILM else self._app_folder / source.embedder
         model_digest, _ = digest_folder(model_folder(model))
@@ -160,10 +174,12 @@ class ReleaseBuilder:
             placement = self._spec.placement.units.get("embed")
             gpu = placement is not None and placement.num_gpus > 0
             with self._progress.step(f"{source.embedder}: exporting to ONNX", None):
+                from training.export import export_embedder  # torch: only where there is something to export
+
                 export_embedder(model, folder, [text for _, text in sample], torch_weights=gpu)
-        self._parts.lineage[f"{name}.model"] = model_digest
+        self._lineage[f"{name}.model"] = model_digest
         fingerprint = build.document_embedder(folder, source, self._config.serving).fingerprint
-        self._parts.add(name, "embedder", folder, fingerprint)
+        return _Part(name, "embedder", folder, fingerprint)
 
     def _reuse(self, name: str, model_digest: str) -> Path | None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,15 @@ Step = Callable[[int], None]
 
 
 class Progress:
-    """`step` gives a function that takes how much is done."""
+    """`step` gives a function that takes how much is done. Steps may run in several threads."""
 
     def __init__(self, app: str, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._console = console
         self._clock = clock
+        self._lock = threading.Lock()
+        self._live: RichProgress | None = None
+        self._steps = 0
 
     @contextmanager
     def step(self, name: str, total: int | None) -> Iterator[Step]:
@@ -38,9 +42,22 @@ class Progress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with RichProgress(*columns, console=self._console, transient=True) as bar:
+        with self._lock:  # steps may run side by side, but a terminal has one live display
+            if self._live is None:
+                self._live = RichProgress(*columns, console=self._console, transient=True)
+                self._live.start()
+            bar = self._live
+            self._steps += 1
             task = bar.add_task(f"{self._app}: {name}", total=total)
+        try:
             yield lambda done: bar.update(task, completed=done)
+        finally:
+            with self._lock:
+                bar.remove_task(task)
+                self._steps -= 1
+                if self._steps == 0:
+                    bar.stop()
+                    self._live = None
 
     @contextmanager
     def _lines(self, name: str, total: int | None) -> Iterator[Step]:

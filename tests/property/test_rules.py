@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from serving.retrieve.rules import RulesSource, learn_expansions, spelling
 from serving.retrieve.rules.phonetics import phonetic
 from serving.schema import Item, Query
+from serving.understand.keyboard import flip_keyboard
 from serving.understand.order_lines import MOST, OrderLines
 from serving.understand.plain import Plain
 

@@ -11,6 +11,7 @@ from serving.retrieve.rules.grams import GramIndex
 from serving.retrieve.rules.numbers import Facts, item_facts, take_facts
 from serving.retrieve.rules.phonetics import phonetic
 from serving.schema import Item
+from serving.understand.keyboard import flip_keyboard
 
 
 @pytest.mark.parametrize(

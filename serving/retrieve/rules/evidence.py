@@ -22,13 +22,15 @@ from serving.retrieve.rules.reading import Reading
 CLOSE = 24  # items whose whole strings are compared
 # Order of the candidates: query coverage first, the rest breaks its ties.
 RANKING = {"query": 0.60, "item": 0.16, "grams": 0.12, "edit": 0.12}
-YEAR_OTHER, VOLUME_OTHER, VOLUME_UNASKED = 0.05, 0.10, 0.03  # what a mismatch of year or volume costs in that order
+# What a mismatch costs in that order, and what a year or volume that is named weighs beside the words.
+YEAR_OTHER, VOLUME_OTHER, VOLUME_UNASKED, ROSE_UNASKED = 0.05, 0.15, 0.03, 0.18
+YEAR_MASS, VOLUME_MASS = 0.15, 0.5
 NEWER = 1e-5  # per year: of items that tie, the newest first
 
 # Logistic regression over the features, fitted on the wine example's dev split and nothing of its test split: each line
 # once as it is, once without the producer's items (so nothing is right), once without the item itself (a near miss,
 # weighted low), and dev items once more under heavier noise than the generator's.
-FULL = {"bias": -12.9, "query": 8.0, "item": 5.7, "edit": 2.5, "margin": 7.2}
+FULL = {"bias": -6.0, "query": 2.8, "item": 3.5, "margin": 13.2, "gap": -6.7, "alien": -2.3, "other_volume": -8.0, "substance": 2.8}
 PLAIN = {"bias": -4.9, "query": 3.9, "item": 3.6, "edit": 0.0, "margin": 6.7}
 WIDEST_MARGIN = 0.25
 
@@ -43,6 +45,10 @@ class Evidence(NamedTuple):
     edit: NDArray[np.float64]
     order: NDArray[np.float64]
     margin: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    alien: NDArray[np.float64]
+    other_volume: NDArray[np.float64]
+    substance: NDArray[np.float64]
 
 
 def explained(index: Index, reading: Reading) -> NDArray[np.float64]:
@@ -71,9 +77,11 @@ def _items(index: Index, matches: Matches) -> NDArray[np.float64]:
 def weigh(index: Index, reading: Reading, allowed: NDArray[np.bool_] | None, similar: bool) -> Evidence:
     """The candidates among the allowed rows and what speaks for them. `similar` False: whole words only."""
     rows = len(index.items)
-    mass = explained(index, reading)
-    query = mass / max(sum(reading.weights), 1e-9)
-    item = np.minimum(1.0, mass / index.item_mass)
+    words = explained(index, reading)
+    facts, fact_mass = _facts(index, reading)
+    mass, total = words + facts, sum(reading.weights) + fact_mass
+    query = mass / max(total, 1e-9)
+    item = np.minimum(1.0, words / index.item_mass)
     joined = spelling.letters("".join(reading.pieces))
     grams = np.zeros(rows)
     if similar and len(index.name_rows):
@@ -81,7 +89,7 @@ def weigh(index: Index, reading: Reading, allowed: NDArray[np.bool_] | None, sim
         np.maximum.at(grams, index.name_rows[names], alike)
     preference = _preference(index, reading)
     order = RANKING["query"] * query + RANKING["item"] * item + RANKING["grams"] * grams + preference
-    eligible = (query > 0) | (grams > 0.15)
+    eligible = (words > 0) | (grams > 0.15)
     if allowed is not None:
         eligible[: len(allowed)] &= allowed[:rows]
         eligible[len(allowed) :] = False
@@ -95,14 +103,35 @@ def weigh(index: Index, reading: Reading, allowed: NDArray[np.bool_] | None, sim
         final[CLOSE:] = np.minimum(final[CLOSE:], final[:CLOSE].min(initial=np.inf))
     again = np.argsort(-final, kind="stable")
     chosen, edit, final = chosen[again], edit[again], final[again]
-    return Evidence(chosen, query[chosen], item[chosen], grams[chosen], edit, final, _margin(index, chosen, final))
+    return Evidence(
+        rows=chosen, query=query[chosen], item=item[chosen], grams=grams[chosen], edit=edit, order=final,
+        margin=_margin(index, chosen, final),
+        gap=np.sqrt(np.maximum(0.0, total - mass[chosen] - reading.alien)), alien=np.full(len(chosen), reading.alien),
+        other_volume=_other_volume(index, reading)[chosen],
+        substance=np.minimum(1.0, words[chosen]),
+    )  # fmt: skip
+
+
+def _facts(index: Index, reading: Reading) -> tuple[NDArray[np.float64], float]:
+    """(items,) the weight of the year and volume each item has as named, and what they weigh together."""
+    year, volume, _ = reading.facts
+    mass = YEAR_MASS * (index.years == year) + VOLUME_MASS * (index.volumes == volume)
+    return mass, YEAR_MASS * (year is not None) + VOLUME_MASS * (volume is not None)
+
+
+def _other_volume(index: Index, reading: Reading) -> NDArray[np.float64]:
+    """(items,) 1 where another volume is named than the item's."""
+    volume = reading.facts.volume_ml
+    return np.zeros(len(index.items)) if volume is None else np.asarray(index.volumes != volume, np.float64)
 
 
 def _preference(index: Index, reading: Reading) -> NDArray[np.float64]:
-    year, volume = reading.facts
+    year, volume, rose = reading.facts
     worth = NEWER * (index.years - index.years.max(initial=0))
     if year is not None:
         worth = worth - YEAR_OTHER * (index.years != year)
+    if not rose:
+        worth = worth - ROSE_UNASKED * index.rose
     if volume is not None:
         return np.asarray(worth - VOLUME_OTHER * (index.volumes != volume))
     return np.asarray(worth - VOLUME_UNASKED * (index.volumes != STANDARD_ML))
@@ -127,19 +156,15 @@ def _margin(index: Index, rows: NDArray[np.int64], order: NDArray[np.float64]) -
     """By how much each candidate is ahead of the best one with another name; negative where it is behind."""
     if not len(rows):
         return np.zeros(0)
-    keys = index.name_key[rows]
-    other = np.flatnonzero(keys != keys[0])
-    ahead = order - order[0]
-    same = keys == keys[0]
-    runner_up = order[other[0]] if len(other) else order[0] - WIDEST_MARGIN
-    ahead[same] = order[same].max() - runner_up + ahead[same]
+    same = index.name_key[rows] == index.name_key[rows[0]]
+    first = order[same].max()
+    ahead = np.where(same, order - order[~same].max(initial=first - WIDEST_MARGIN), order - first)
     return np.asarray(np.clip(ahead, -WIDEST_MARGIN, WIDEST_MARGIN), np.float64)
 
 
 def probability(evidence: Evidence, weights: dict[str, float]) -> NDArray[np.float64]:
     """(candidates,) in 0..1, not rising along the list: the chance that the candidate is what was meant."""
-    logit = (weights["bias"] + weights["query"] * evidence.query + weights["item"] * evidence.item
-             + weights["edit"] * evidence.edit + weights["margin"] * evidence.margin)  # fmt: skip
+    logit = weights["bias"] + sum(weight * getattr(evidence, name) for name, weight in weights.items() if name != "bias")
     if not len(logit):
         return np.zeros(0)
     return np.asarray(np.minimum.accumulate(1 / (1 + np.exp(-logit))), np.float64)

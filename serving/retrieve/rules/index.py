@@ -24,12 +24,13 @@ from serving.schema import Item
 LONGEST_PHRASE = 4  # words written together, or read as initials
 ALIAS_TRUST = 0.97  # another spelling of the same words
 INITIALS_TRUST = 0.85  # lc, 레찰, ㄹㅇㅋ: several things may share them
-DESCRIBES = 0.6  # weight of what the attributes say of an item: white, Marlborough
+DESCRIBES = 0.8  # weight of what the attributes say of an item: white, Marlborough
 LONGEST_DESCRIPTION = 3  # words; what is longer is prose
 YEAR_WEIGHT = 0.97
 # Words that initials leave out: drc for Domaine de la Romanée-Conti.
 _PARTICLES = frozenset("a au aux d da das de del della des di do dos du e el en et la le les of the y 데 델 드 뒤 디 라 레 르 에 엘 의".split())
-SHORT_WORD = 0.5
+SHORT_WORD, PARTICLE = 0.5, 0.3  # what such words weigh
+INITIALS_MASS = 0.8  # they are as telling as a word, however many words they stand for
 NAME_WEIGHT = 0.5  # fields at least this heavy, relative to the heaviest, name the item; the others describe it
 
 
@@ -133,7 +134,7 @@ class Index:
         self.letters = [spelling.letters(form) for form in self.forms]
         self.symbols = [spelling.symbols(letters) for letters in self.letters]
         self.by_letters = {letters: e for e, letters in enumerate(self.letters)}
-        self.grams = GramIndex(self.letters if similar else [])
+        self.grams = GramIndex([spelling.classes(letters) for letters in self.letters] if similar else [])
         self.by_anagram = {anagram_key(letters): e for e, letters in enumerate(self.letters)} if similar else {}
         self.by_consonants = self._consonants() if similar else {}
         self.sounds = self._phonetic(items) if sounds else []
@@ -151,7 +152,8 @@ class Index:
                     self.forms.append(form)
                     mass.append(0.0)
                     trust.append(0.0)
-                mass[number] = max(mass[number], sum(self.words_idf[word] for word in found.span))
+                weight_of_words = sum(self.words_idf[word] for word in found.span)
+                mass[number] = max(mass[number], weight_of_words if found.trust > INITIALS_TRUST else INITIALS_MASS)
                 trust[number] = max(trust[number], found.trust)
                 entry.append(number)
                 item.append(row)
@@ -218,5 +220,7 @@ def _idf(items: Sequence[Analysed]) -> dict[str, float]:
 
 
 def _substance(word: str) -> float:
-    """Less for words of one syllable or letter: 더, 라, a. Numbers are not words."""
+    """Less for particles and for words of one syllable or letter. Numbers are not words."""
+    if word in _PARTICLES:
+        return PARTICLE
     return SHORT_WORD if len(word) == 1 and not word.isdigit() else 1.0

@@ -61,7 +61,7 @@ def _match(index: Index, word: str, options: Options) -> Matches:
     if consonants := spelling.initials(word):
         found = index.by_consonants.get(consonants, [])
         return Matches(np.array(found, np.int64), np.full(len(found), CONSONANTS))
-    parts = [_spelled(index, letters)]
+    parts = [_spelled(index, word, letters)]
     if exact is not None:
         parts.append(_one(exact, 1.0))
     swapped = index.by_anagram.get(anagram_key(letters))
@@ -85,24 +85,23 @@ def _plain(index: Index, word: str, exact: int | None) -> Matches:
     return Matches(np.array(within, np.int64), np.array(worths, np.float64))
 
 
-def _spelled(index: Index, letters: str) -> Matches:
-    near = index.grams.nearest(letters, PROPOSED)
+def _spelled(index: Index, word: str, letters: str) -> Matches:
+    near = index.grams.nearest(spelling.classes(letters), PROPOSED)
     if not len(near):
         return NOTHING
-    forms = [index.letters[e] for e in near]
+    forms, starts = [index.letters[e] for e in near], np.array([index.forms[e].startswith(word) for e in near])
     typed = [index.symbols[e] for e in near]
     alike = cdist([spelling.symbols(letters)], typed, scorer=Levenshtein.normalized_similarity, dtype=np.float32)[0]
     worths = np.where(alike >= LEAST, alike.astype(np.float64) ** SHARPNESS, 0.0)
     if len(letters) >= 3:
-        np.maximum(worths, _shortened(letters, forms), out=worths)
+        np.maximum(worths, _shortened(letters, forms, starts), out=worths)
     return Matches(near, worths)
 
 
-def _shortened(letters: str, forms: list[str]) -> NDArray[np.float64]:
-    """Worth of `letters` as a cut or thinned-out form of each of `forms`."""
+def _shortened(letters: str, forms: list[str], prefix: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Worth of `letters` as a cut or thinned-out form of each of `forms`; `prefix`: whole syllables of it are the start."""
     length = len(letters)
     share = np.array([length / len(form) if length < len(form) else 0.0 for form in forms])
-    prefix = np.array([form.startswith(letters) for form in forms])
     within = np.array([letters in form for form in forms])
     kept = cdist([letters], forms, scorer=LCSseq.similarity, dtype=np.int32)[0] == length
     sparse = kept & np.array([form[:1] == letters[0] for form in forms])

@@ -6,6 +6,7 @@ Called by the rules index and search. Pure.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from serving.schema import Item
@@ -72,6 +73,10 @@ def take_facts(text: str) -> tuple[Facts, str]:
     else:
         return Facts(None, volume, rose), rest
     return Facts(year, volume, rose), _cut(rest, found)
+
+
+def says_rose(words: Sequence[str]) -> bool:
+    return any(_ROSE.fullmatch(word) for word in words)
 
 
 def item_facts(item: Item, text: str) -> Facts:

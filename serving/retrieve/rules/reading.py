@@ -16,21 +16,27 @@ import numpy as np
 from serving.retrieve.rules import spelling
 from serving.retrieve.rules.index import Index
 from serving.retrieve.rules.match import Matches, match
-from serving.retrieve.rules.numbers import Facts, full_year, take_facts
+from serving.retrieve.rules.numbers import Facts, says_rose, take_facts
 from serving.retrieve.rules.options import Options
+from serving.retrieve.rules.spoken import as_written
+from serving.understand.keyboard import flip_keyboard
 
 BETTER = 0.1  # by how much the other layout must read better
 READABLE = 0.95  # a run that reads better is not tried in the other layout
 SURE = 0.85  # a piece this like a spelling weighs what the spelling weighs
 _SPACED = re.compile(r"(?<!\S)\S(?:\s+\S){3,}(?!\S)")  # l a k e: single characters apart are one word
 MOST_PIECES = 16
-_LIKELY_YEAR = re.compile(r"\s([012]\d)\s*$")  # a bare number at the end only lets that vintage win a tie
+_ASIDE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|//.*")  # a note: its words count where they are surely of the catalogue
+_LIKELY_YEAR = re.compile(r"[0-3]\d년?")  # where no item is of that year it says nothing
+_STRAY_JAMO = re.compile("[\u1100-\u11ff]")
+ALIEN = 0.6  # a piece less like any spelling is of no item
 _EDGES = ".,;:!?()[]"
 LONGEST_WORD = 64  # characters; what is longer is cut off
 # Words of orders, not of items: where no item has them they are left out.
 _ORDER_WORDS = """
     와인 병 본 박스 상자 케이스 주세요 부탁 드립니다 지난번 지난번에 저번 저번에 어제 그때 시킨 주문한 그거 그걸로
-    다시 같은 거 것 걸로 좀 더 혹시 재고 남은 그 이 저 wine wines cs case ctn ea btl bottle bottles please the a an of
+    다시 같은 거 것 걸로 좀 더 혹시 재고 남은 그 이 저 있는 있으면 전에 까지 먼저 우선 일단 추가 추가로 급 긴급 마감 오늘 내일 이번 이번에 다음
+    나 도 은 는 을 를 로 으로 만 씩 짜리 사이즈 종류 정도 하나 꼭 주문 발주 문의 견적 가격 wine wines cs case ctn ea btl bottle bottles please the a an of
     and with for my our usual again same last time that
 """
 FILLER = frozenset(_ORDER_WORDS.split())
@@ -43,6 +49,7 @@ class Reading:
     pieces: list[str]
     facts: Facts
     weights: list[float] = field(default_factory=list)
+    alien: float = 0.0  # how much of the weights is of words that no item resembles
     spans: dict[tuple[int, int], Matches] = field(default_factory=dict)
 
 
@@ -58,10 +65,16 @@ class Reader:
         """`expansions`: normalised token -> the words it stands for."""
         plain = _SPACED.sub(lambda found: "".join(found[0].split()), unicodedata.normalize("NFKC", text))
         facts, rest = take_facts(plain)
-        if facts.year is None and (found := _LIKELY_YEAR.search(rest)):
-            facts = facts._replace(year=full_year(int(found[1])))
+        pieces = self._pieces(self._telling(_ASIDE.sub(" ", rest)), expansions)
+        noted = [self._pieces(note.split(), expansions) for note in _ASIDE.findall(rest)]
+        pieces += [p for note in noted if not pieces or all(self._match(p).best >= SURE for p in note) for p in note]
+        reading = Reading(pieces[:MOST_PIECES], facts._replace(rose=facts.rose or says_rose(pieces)))
+        self._find_spans(reading)
+        return reading
+
+    def _pieces(self, chunks: Sequence[str], expansions: Mapping[str, str]) -> list[str]:
         runs: list[str] = []
-        for chunk in spelling.runs_text(rest).split():
+        for chunk in chunks:
             whole = spelling.normalise(chunk).strip(_EDGES)
             runs += [whole] if whole in expansions else [run[:LONGEST_WORD] for run in spelling.words(chunk)]
         del runs[MOST_PIECES:]
@@ -71,11 +84,28 @@ class Reader:
         for place, run in enumerate(runs):
             if run.casefold() in expansions:
                 cuts[place] = spelling.words(spelling.normalise(expansions[run.casefold()]))
-        pieces = [piece for cut in cuts for piece in cut]
-        telling = [piece for piece in pieces if piece not in FILLER or self._index.is_word(piece)]
-        reading = Reading((telling or pieces)[:MOST_PIECES], facts)
-        self._find_spans(reading)
-        return reading
+        return [self._as_written(piece) for cut in cuts for piece in cut]
+
+    def _as_written(self, piece: str) -> str:
+        """What the piece spells out by the names of letters or digits, if that is a known spelling and it is none."""
+        if not self._options.jamo or self._match(piece).best >= READABLE:
+            return piece
+        is_known = self._index.is_word if len(piece) < 3 else self._index.entry_of.__contains__
+        return next((form for form in as_written(piece) if is_known(form)), piece)
+
+    def _telling(self, text: str) -> list[str]:
+        """The words of the text but those of orders, unless a neighbour makes a name of them; all if nothing is left."""
+        known = self._index.entry_of
+        chunks = spelling.runs_text(text).split()
+        plain = [spelling.normalise(chunk).strip(_EDGES) for chunk in chunks]
+        kept = []
+        for place, (chunk, word) in enumerate(zip(chunks, plain, strict=True)):
+            beside = [word + after for after in plain[place + 1 : place + 2]]
+            beside += [before + word for before in plain[max(0, place - 1) : place]]
+            filler = word in FILLER and not any(joined in known for joined in beside)
+            if not filler and not (_LIKELY_YEAR.fullmatch(word) and word not in known):
+                kept.append(chunk)
+        return kept or chunks
 
     def _other_layout(self, runs: Sequence[str], cuts: list[list[str]]) -> list[list[str]]:
         """The cuts, flipped where the other layout reads clearly better. Once one run was flipped, so are the runs
@@ -87,7 +117,7 @@ class Reader:
             if other and other != run.casefold():
                 flipped[place] = self._cut(other)
         gains = [self._readable(f) - a if f else -1.0 for f, a in zip(flipped, as_typed, strict=True)]
-        if not any(gain > BETTER and len(run) > 2 for gain, run in zip(gains, runs, strict=True)):
+        if not any(gain > BETTER and (len(run) > 2 or _STRAY_JAMO.search(run)) for gain, run in zip(gains, runs, strict=True)):
             return cuts
         return [f if gain >= 0 else cut for f, gain, cut in zip(flipped, gains, cuts, strict=True)]
 
@@ -120,7 +150,7 @@ class Reader:
                 gap_end = start
             end = start
         pieces += [word[:gap_end]] * (gap_end > 0)
-        return pieces[::-1] if inside >= 0.4 * len(word) else [word]
+        return pieces[::-1] if inside >= len(word) * max(0.4, self._match(word).best) else [word]
 
     def _find_spans(self, reading: Reading) -> None:
         pieces = reading.pieces
@@ -138,6 +168,9 @@ class Reader:
                     if matches.best > 0.5:
                         reading.spans[start, end] = matches
                         self._weigh_joined(reading, start, end, matches)
+        likest = [max(m.best for (a, b), m in reading.spans.items() if a <= i < b) for i in range(len(pieces))]
+        reading.alien = sum(w for w, p, best in zip(reading.weights, pieces, likest, strict=True)
+                            if best < ALIEN and not p[0].isdigit())  # fmt: skip
 
     def _weight(self, piece: str, matches: Matches) -> float:
         """What a piece counts: as much as the spelling it is like; the more the longer where it is like none."""

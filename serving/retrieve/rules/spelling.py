@@ -75,6 +75,14 @@ def _symbol_table() -> dict[int, str]:
 _SYMBOLS = _symbol_table()
 
 
+_CLASSES = {letter: symbol[0] for letter, symbol in _SYMBOLS.items()}
+
+
+def classes(spelled: str) -> str:
+    """One symbol per letter, the same for letters that are alike."""
+    return spelled.translate(_CLASSES)
+
+
 def symbols(spelled: str) -> str:
     """Two symbols per letter, the first shared by letters that are alike: an edit distance over symbols, halved, is
     the weighted distance over letters (ㄱ to ㅋ costs one half, ㄱ to ㅁ costs one)."""
