@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from registry.errors import RegistryError
 from serving.commands import data, keys, lifecycle
@@ -49,7 +50,13 @@ def main() -> None:
     try:
         build_root()(prog_name="palate")
     except (PalateError, RegistryError, SetupError) as error:
-        Console(stderr=True).print(f"[bold red]palate:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        text = escape(str(error))  # its brackets are no markup
+        Console(stderr=True).print(f"[bold red]palate:[/] {text}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        Console(stderr=True).print(
+            f"[bold red]palate:[/] the library {error.name!r} is missing: run scripts/install", highlight=False
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -28,12 +28,15 @@ class PalateClient:
     """Blocking; a context manager. Errors of the server come back as the errors of `serving.errors`."""
 
     def __init__(self, url: str, key: str, timeout_s: float = 60.0) -> None:
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"authorization": f"Bearer {key}"},
-            timeout=timeout_s,
-            transport=httpx.HTTPTransport(retries=RETRIES),
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=url,
+                headers={"authorization": f"Bearer {key}"},
+                timeout=timeout_s,
+                transport=httpx.HTTPTransport(retries=RETRIES),
+            )
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            raise BadRequest(f"PALATE_URL={url!r} or the API key cannot be used: {error}") from None
 
     @classmethod
     def of_home(cls, home: Home) -> PalateClient:
@@ -47,6 +50,10 @@ class PalateClient:
                 )
             url = running.url
         return cls(url, os.environ.get("PALATE_API_KEY") or _read_key(home.api_key_file))
+
+    @property
+    def url(self) -> str:
+        return str(self._http.base_url)
 
     def apps(self) -> list[dict[str, Any]]:
         return list(self._send("GET", "/v1/apps")["apps"])
@@ -82,11 +89,14 @@ class PalateClient:
     ) -> dict[str, Any]:
         try:
             answer = self._http.request(method, path, json=body, params=params)
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.InvalidURL) as error:
             raise StoreUnavailable(f"{self._http.base_url} does not answer: {error}") from None
-        if answer.is_success:
+        if not answer.is_success:
+            raise _error(answer)
+        try:
             return dict(answer.json())
-        raise _error(answer)
+        except (ValueError, TypeError):
+            raise BadRequest(f"{self._http.base_url} answers, but is no Palate endpoint: check PALATE_URL") from None
 
 
 def _read_key(file: Path) -> str:

@@ -5,6 +5,8 @@ What is heavy (MLflow, Chroma, torch) is imported by the command that needs it: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from registry.errors import ReleaseNotFound
 from serving.schema import find_app, load_app_spec
 from training.config import TrainingConfig
+from training.errors import TrainingError
 from training.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +32,18 @@ console = Console(soft_wrap=True)
 notes = Console(soft_wrap=True, stderr=True)
 
 
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What a person can correct is one line and status 1. The root command does so for the errors of serving."""
+    try:
+        yield
+    except TrainingError as error:
+        typer.echo(f"palate: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
 @commands.command()
+@_one_line_errors()
 def index(
     app: Annotated[str, typer.Argument(help="An app's folder, or an example's name.")],
     promote: Annotated[bool, typer.Option("--promote", help="Serve it at once: move `stable` to it.")] = False,
@@ -74,6 +88,7 @@ def index(
 
 
 @commands.command()
+@_one_line_errors()
 def evaluate(
     app: Annotated[str, typer.Argument(help="An app's folder, or an example's name.")],
     release: Annotated[str, typer.Option(help="Version number or alias.")] = STABLE,

@@ -28,6 +28,7 @@ from serving.components.lexical import build_lexical
 from serving.components.rules import build_rules
 from serving.components.text import item_text
 from serving.components.vectors import ChromaVectors, SyncReport
+from serving.errors import BadRequest
 from serving.ports import ItemStore
 from serving.schema import AppSpec, Item, SourceSpec
 from training.config import TrainingConfig
@@ -165,6 +166,11 @@ class ReleaseBuilder:
     def _embedder(self, name: str, source: SourceSpec, texts: Sequence[tuple[str, str]]) -> _Part:
         """The app's embedder: from the newest release if it was made of the same model, else exported anew."""
         model = source.embedder if source.embedder == MINILM else self._app_folder / source.embedder
+        if isinstance(model, Path) and not model.is_dir():
+            raise BadRequest(
+                f"app.yaml names the embedder {source.embedder!r}, but there is no folder {model}; `{MINILM}` needs none",
+                field="embedder",
+            )
         model_digest, _ = digest_folder(model_folder(model))
         folder = self._reuse(name, model_digest)
         if folder is None:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from serving import build
 from serving.errors import BadRequest
 from serving.schema import AppSpec, EvaluationSpec, Query
@@ -70,4 +72,7 @@ def variant(spec: AppSpec, only: Sequence[str], options: Sequence[str], abstain_
             raw["retrieve"]["sources"][source].setdefault("options", {})[key] = float(number)
         except ValueError:
             raise BadRequest(f"{text!r}: {number!r} is not a number", field="option") from None
-    return AppSpec.model_validate(raw)
+    try:
+        return AppSpec.model_validate(raw)
+    except ValidationError as error:
+        raise BadRequest(f"the variant cannot be: {error.errors()[0]['msg']}", field="option") from None

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,6 +21,8 @@ from serving.errors import BadRequest
 from serving.local.home import Home
 
 BATCH = 500
+BATCH_BYTES = 2 * 2**20
+"""A batch of long items ends sooner: an endpoint takes 8 MiB at once."""
 
 
 def register(commands: typer.Typer) -> None:
@@ -57,7 +60,7 @@ def query(
     for line in answer.get("lines") or [answer]:
         if "text" in line:
             amount = f"{line['quantity']} {line['unit'] or ''}".strip() if line["quantity"] else "no quantity"
-            console.print(f"[bold]{line['text']}[/]  ({amount})", highlight=False)
+            console.print(f"[bold]{escape(line['text'])}[/]  ({amount})", highlight=False)
         console.print(_results(line["results"], line["abstained"]))
     took = answer["timings_ms"]["total"]
     console.print(f"[dim]release {answer['release']}, {took:.1f} ms, trace {answer['trace_id']}[/]", highlight=False)
@@ -95,7 +98,7 @@ def list_items(
         return
     table = Table("id", "fields", "attributes", box=None)
     for item in page["items"]:
-        table.add_row(item["id"], _short(item["fields"]), _short(item["attributes"]))
+        table.add_row(escape(item["id"]), _short(item["fields"]), _short(item["attributes"]))
     console.print(table)
     if page["next_cursor"]:
         console.print(f"[dim]more: --cursor {page['next_cursor']}[/]")
@@ -108,10 +111,10 @@ def load_items(
 ) -> None:
     """Upsert a file's items. Stopped half-way, the same command goes on where it was."""
     place = home_of(home)
-    progress_file = _Resume(place, app, file)
     size = file.stat().st_size
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with PalateClient.of_home(place) as client, Progress(*columns, console=console) as bar, file.open("rb") as stream:
+        progress_file = _Resume(place, client.url, app, file)
         done = progress_file.read()
         stream.seek(done.offset)
         task = bar.add_task(f"{app}: {done.items:,} items", total=size, completed=done.offset)
@@ -121,7 +124,7 @@ def load_items(
             progress_file.write(done)
             bar.update(task, completed=batch.end, description=f"{app}: {done.items:,} items")
     progress_file.clear()
-    console.print(f"{done.items:,} items of {file} are in {app}.")
+    console.print(f"{done.items:,} items of {file} are in {app}.", markup=False, highlight=False)
 
 
 def delete_items(app: str, ids: list[str], home: HomeOption = None) -> None:
@@ -144,27 +147,29 @@ class _Batch:
 
 def _batches(stream: Any, line: int) -> Iterator[_Batch]:
     items: list[dict[str, Any]] = []
+    size = 0
     for raw in iter(stream.readline, b""):
         line += 1
+        size += len(raw)
         if raw.strip():
             try:
                 item = orjson.loads(raw)
             except ValueError as error:
                 raise BadRequest(f"line {line} is not JSON: {error}; correct it and run the same command") from None
             items.append(item)
-        if len(items) == BATCH:
+        if items and (len(items) == BATCH or size > BATCH_BYTES):
             yield _Batch(items, stream.tell(), line)
-            items = []
+            items, size = [], 0
     if items:
         yield _Batch(items, stream.tell(), line)
 
 
 class _Resume:
-    """Remembers how far the load of one file into one app came. A changed file starts from its beginning."""
+    """Remembers how far the load of one file into one app of one endpoint came. A changed file starts anew."""
 
-    def __init__(self, home: Home, app: str, file: Path) -> None:
+    def __init__(self, home: Home, url: str, app: str, file: Path) -> None:
         stat = file.stat()
-        identity = f"{app}\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        identity = f"{url}\0{app}\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
         self._path = home.run / f"load-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
 
     def read(self) -> _Done:
@@ -187,9 +192,11 @@ def _results(results: list[dict[str, Any]], abstained: bool) -> Table:
     table = Table("", "id", "score", "source", "fields", box=None)
     for number, result in enumerate(results, 1):
         mark = "?" if abstained else str(number)
-        table.add_row(mark, result["id"], f"{result['score']:.3f}", result["source"], _short(result["fields"]))
+        source = escape(result["source"])
+        table.add_row(mark, escape(result["id"]), f"{result['score']:.3f}", source, _short(result["fields"]))
     return table
 
 
 def _short(fields: dict[str, Any]) -> str:
-    return " | ".join(str(value) for value in fields.values() if value is not None)[:100]
+    """Values as one line of a table; their brackets are no markup."""
+    return escape(" | ".join(str(value) for value in fields.values() if value is not None)[:100])

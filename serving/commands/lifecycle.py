@@ -20,6 +20,7 @@ from serving.local.down import stop_running
 from serving.local.home import Home, Running, SetupError
 from serving.schema import find_app, load_app_spec
 
+DETACHED = "PALATE_DETACHED"
 DEFAULT_APPS = ("wine-orders", "packages")
 
 
@@ -58,7 +59,8 @@ def up(
     run_up(
         options,
         say=lambda text: console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", highlight=False),
-        ready=lambda running: screen.show(place, running, specs, console),
+        # In the background the screen is shown by whoever waits for it: a log must not hold the key.
+        ready=lambda running: None if DETACHED in os.environ else screen.show(place, running, specs, console),
     )
 
 
@@ -113,7 +115,7 @@ def _detach(home: Home) -> Running:
         process = subprocess.Popen(
             [sys.executable, "-m", "serving.cli", *arguments],
             stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "PALATE_HOME": str(home.root), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PALATE_HOME": str(home.root), "PYTHONUNBUFFERED": "1", DETACHED: "1"},
         )  # fmt: skip
     shown = 0
     while process.poll() is None:

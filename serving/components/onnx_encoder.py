@@ -72,9 +72,7 @@ class OnnxEncoder:
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Tokens that `encode` reads of them all, special ones included."""
         return sum(
-            len(ids)
-            for start in range(0, len(texts), WINDOW)
-            for ids in self._tokenise(texts[start : start + WINDOW])
+            len(ids) for start in range(0, len(texts), WINDOW) for ids in self._tokenise(texts[start : start + WINDOW])
         )
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:

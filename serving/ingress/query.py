@@ -27,7 +27,12 @@ routes = APIRouter()
 log = get_log(__name__)
 
 
-@routes.post("/v1/apps/{app}/query", response_class=Response, responses={200: {"model": AnswerModel | AnswersModel}}, tags=["query"])
+@routes.post(
+    "/v1/apps/{app}/query",
+    response_class=Response,
+    responses={200: {"model": AnswerModel | AnswersModel}},
+    tags=["query"],
+)
 async def query(app: str, request: Request) -> Response:
     """Search an app's catalogue with one text, or with several."""
     started = time.monotonic()

@@ -25,7 +25,10 @@ class SetupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A `palate up` that runs: its process (`created_s` tells it from a later one with the same pid) and ports."""
+    """A `palate up` that runs: its process (`created_s` tells it from a later one with the same pid) and ports.
+
+    `new_key`: this start made the local API key, so the screen shows it, this once.
+    """
 
     pid: int
     created_s: float
@@ -33,6 +36,7 @@ class Running:
     mlflow_port: int
     apps: tuple[str, ...]
     ready: bool = False
+    new_key: bool = False
     children: tuple[tuple[int, float], ...] = ()
 
     @property

@@ -26,6 +26,8 @@ def show(home: Home, running: Running, specs: Sequence[AppSpec], console: Consol
     console.print(f"  endpoint   {running.url}", highlight=False)
     console.print(f"  MLflow UI  {running.mlflow_url}", highlight=False)
     console.print(f"  API key    {home.api_key_file}", highlight=False)
+    if running.new_key:
+        console.print(f"             {home.api_key_file.read_text().strip()}  (shown this once)", highlight=False)
     for spec in specs:
         console.print(f"\n  {spec.name}: {spec.description}", highlight=False)
         console.print(f"  {curl_line(home, running, spec)}", highlight=False, markup=False)

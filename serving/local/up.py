@@ -82,6 +82,7 @@ class Platform:
             os.getpid(), psutil.Process().create_time(), self._options.port, self._options.mlflow_port,
             tuple(self._specs),
         )  # fmt: skip
+        state = replace(state, new_key=not self._home.api_key_file.exists())
         self._home.write_state(state)
         self._prepare_data()
         self._check_stopped()
@@ -103,6 +104,8 @@ class Platform:
 
     def stop(self) -> None:
         """End everything this started, newest first. Safe to call at any point of a failed start."""
+        if not self._lock.is_locked:
+            return  # the home is another's: nothing in it is ours
         if "ray" in sys.modules:
             cluster.stop_ray()
         if self._mlflow is not None:

@@ -31,7 +31,8 @@ _COUNTS = {
 }  # fmt: skip
 _COUNT = "|".join(sorted(_COUNTS, key=len, reverse=True))
 _TAIL = (
-    r"(?:씩|만|정도|쯤|짜리|더)?(?:이에요|이예요|이고|이요|이여|요|으로|로|하고|이랑|랑|과|와|더|은|는|을|를|도|이나|입니다)?"
+    r"(?:씩|만|정도|쯤|짜리|더)?"
+    r"(?:이에요|이예요|이고|이요|이여|요|으로|로|하고|이랑|랑|과|와|더|은|는|을|를|도|이나|입니다)?"
 )
 
 # A number or a counting word, then its unit.

@@ -15,7 +15,8 @@ from registry.manifest import release_digest
 from registry.memory_store import MemoryStore
 from registry.mlflow_store import MlflowStore
 from registry.schema import ReleaseVersion
-from tests.endpoint import Endpoint, dense_spec, made_up_items, made_up_spec, publish, serve
+from serving.schema import Item
+from tests.endpoint import Endpoint, dense_spec, made_up_spec, publish, serve
 from tests.waiting import wait_for
 
 
@@ -45,7 +46,7 @@ def test_a_new_release_takes_over_without_a_failed_request(fresh_home: tuple[Pat
         try:
             for number, mark in enumerate(("second", "third", "fourth"), 2):
                 publish(home, releases, made_up_spec("teas", description=mark))
-                wait_for(lambda n=number: all(int(line[-1][1]) in (0, n) for line in answers if line))  # type: ignore[misc]
+                wait_for(lambda n=number: all(line and int(line[-1][1]) in (0, n) for line in answers))  # type: ignore[misc]
         finally:
             done.set()
             for thread in threads:
@@ -60,7 +61,8 @@ def test_a_new_release_takes_over_without_a_failed_request(fresh_home: tuple[Pat
 def test_an_altered_component_is_refused_and_the_old_release_serves_on(fresh_home: tuple[Path, MemoryStore]) -> None:
     home, releases = fresh_home
     with serve(home, releases, ["teas"]) as endpoint:
-        version = publish(home, releases, made_up_spec("teas"), made_up_items()[:50], stable=False)
+        another = Item("NEW01", {"en": "Moonlight Creek oolong"})
+        version = publish(home, releases, made_up_spec("teas"), [another], stable=False)
         catalogue = version.release.component("catalogue")
         releases.files[catalogue.digest]["documents.bin"] = b"something else"
         releases.set_alias("teas", "stable", version.version)

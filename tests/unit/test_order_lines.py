@@ -52,6 +52,30 @@ def read(text: str) -> list[tuple[str, int | None, str | None, int | None]]:
         ("Château Margaux, Margaux 2016 3cs", "Château Margaux, Margaux 2016", 3, "box", 2016),
         ("크루그 0병", "크루그 0병", None, None, None),
         ("p/n 6병", "p/n", 6, "bottle", None),
+        ("opus one 12b", "opus one", 12, "bottle", None),  # b for bottles, glued
+        ("opus one 3B", "opus one", 3, "bottle", None),
+        ("차콜라노 2", "차콜라노", 2, None, None),
+        ("piano 4", "piano", 4, None, None),  # "no" inside a word numbers nothing
+        ("pilot 8", "pilot", 8, None, None),
+        ("cabin 6", "cabin", 6, None, None),
+        ("lot 21", "lot 21", None, None, None),
+        ("크루그 4병만요", "크루그", 4, "bottle", None),
+        ("크루그 세병이요", "크루그", 3, "bottle", None),
+        ("크루그 두 박스만 더 보내주세요", "크루그", 2, "box", None),
+        ("혹시 크루그 재고 있을까요? 있으면 5병이요", "크루그", 5, "bottle", None),
+        ("크루그 tpqud", "크루그", 3, "bottle", None),  # 세병 in the other layout
+        ("크루그 8qud", "크루그", 8, "bottle", None),
+        ("크루그 16Y 2병", "크루그 2016", 2, "bottle", 2016),
+        ("크루그 16' 2병", "크루그 2016", 2, "bottle", 2016),
+        ("크루그 18빈티지로 2병", "크루그 2018", 2, "bottle", 2018),
+        ("크루그 18빈 1.5 2병", "크루그 1.5 2018", 2, "bottle", 2018),
+        ("그라함 30년 / 2", "그라함 30년", 2, None, 2030),  # an age or a year: the words stay for retrieval
+        ("크루그 18 2병", "크루그 18", 2, "bottle", None),  # perhaps a year
+        ("ㅋㄹㄱ 2병", "ㅋㄹㄱ", 2, "bottle", None),  # consonants, not laughter
+        ("크루그 2병 ㅎㅎㅎ", "크루그", 2, "bottle", None),
+        ("ㅋㅋ 크루그 한병", "크루그", 1, "bottle", None),
+        ("크루그 2병 (행사용, 6병짜리 아님)", "크루그 (행사용, 아님)", 2, "bottle", None),
+        ("오퍼스원 화이트 말고 레드 6병", "오퍼스원 레드", 6, "bottle", None),
     ],
 )
 def test_one_line(text: str, name: str, quantity: int | None, unit: str | None, vintage: int | None) -> None:

@@ -10,6 +10,7 @@ from serving.retrieve.rules import spelling
 from serving.retrieve.rules.grams import GramIndex
 from serving.retrieve.rules.numbers import Facts, item_facts, take_facts
 from serving.retrieve.rules.phonetics import phonetic
+from serving.retrieve.rules.spoken import as_written
 from serving.schema import Item
 from serving.understand.keyboard import flip_keyboard
 
@@ -38,6 +39,20 @@ def test_jamo_that_are_alike_are_near() -> None:
     assert distance("가", "마") == distance("가", "기") == 1.0
     assert distance("가", "각") == 1.0
     assert distance("아", "이") == 1.0
+    assert distance("쉬", "슈") == distance("사", "자") == distance("다", "타") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("spoken", "written"),
+    [("피쓰리", "p3"), ("브이에스", "vs"), ("칠공칠", "707"), ("디알씨", "drc"), ("엑스오", "xo")],
+)
+def test_letters_and_digits_may_be_written_as_they_are_spoken(spoken: str, written: str) -> None:
+    assert written in as_written(spoken)
+
+
+@pytest.mark.parametrize("word", ["마고", "피", "원피스", "", "이" * 99])
+def test_other_words_spell_nothing_out(word: str) -> None:
+    assert as_written(word) == []
 
 
 @pytest.mark.parametrize(
@@ -74,6 +89,16 @@ def test_other_sounds_are_far(a: str, b: str) -> None:
         ("테일러 20년 토니", Facts(None, None), "테일러 20년 토니"),
         ("1865 까쇼", Facts(None, None), "1865 까쇼"),
         ("빈 389", Facts(None, None), "빈 389"),
+        ("크루그 반병", Facts(None, 375), "크루그"),
+        ("크루그 미니 (375)", Facts(None, 375), "크루그 ( )"),
+        ("크루그 하프보틀로", Facts(None, 375), "크루그"),
+        ("크루그매그넘", Facts(None, 1500), "크루그"),
+        ("크루그 mag", Facts(None, 1500), "크루그"),
+        ("크루그 1.5", Facts(None, 1500), "크루그"),
+        ("magari 11.5 도미니크", Facts(None, None), "magari 11.5 도미니크"),
+        ("마고 18년", Facts(None, None), "마고 18년"),  # an age or a year: left to the catalogue
+        ("마고 18빈", Facts(2018, None), "마고"),
+        ("크루그 로제", Facts(None, None, True), "크루그 로제"),
     ],
 )
 def test_years_and_volumes_are_taken_out(text: str, facts: Facts, rest: str) -> None:

@@ -28,7 +28,10 @@ DESCRIBES = 0.8  # weight of what the attributes say of an item: white, Marlboro
 LONGEST_DESCRIPTION = 3  # words; what is longer is prose
 YEAR_WEIGHT = 0.97
 # Words that initials leave out: drc for Domaine de la Romanée-Conti.
-_PARTICLES = frozenset("a au aux d da das de del della des di do dos du e el en et la le les of the y 데 델 드 뒤 디 라 레 르 에 엘 의".split())
+_SMALL_WORDS = """
+    a au aux d da das de del della des di do dos du e el en et la le les of the y 데 델 드 뒤 디 라 레 르 에 엘 의
+"""
+_PARTICLES = frozenset(_SMALL_WORDS.split())
 SHORT_WORD, PARTICLE = 0.5, 0.3  # what such words weigh
 INITIALS_MASS = 0.8  # they are as telling as a word, however many words they stand for
 NAME_WEIGHT = 0.5  # fields at least this heavy, relative to the heaviest, name the item; the others describe it
@@ -99,7 +102,7 @@ def _add(entries: dict[str, Spelling], form: str, found: Spelling) -> None:
 
 
 def _add_initials(entries: dict[str, Spelling], worded: tuple[str, ...], weight: float) -> None:
-    """lc for lake chalice, 레찰 for 레이크 찰리스, with and without the particles; none where a number is among them."""
+    """lc for lake chalice, 레찰 for 레이크 찰리스, with and without particles; none where a number is among them."""
     for words in {worded, tuple(word for word in worded if word not in _PARTICLES)}:
         for start in range(len(words)):
             for end in range(start + 2, min(start + LONGEST_PHRASE, len(words)) + 1):

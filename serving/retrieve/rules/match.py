@@ -99,7 +99,7 @@ def _spelled(index: Index, word: str, letters: str) -> Matches:
 
 
 def _shortened(letters: str, forms: list[str], prefix: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Worth of `letters` as a cut or thinned-out form of each of `forms`; `prefix`: whole syllables of it are the start."""
+    """Worth of `letters` as a cut or thinned-out form of each of `forms`; `prefix`: cut behind a syllable."""
     length = len(letters)
     share = np.array([length / len(form) if length < len(form) else 0.0 for form in forms])
     within = np.array([letters in form for form in forms])

@@ -21,15 +21,14 @@ _SHORT_YEAR = re.compile(
     r"|(?<![\d.])([5-9]\d)\s*년(?![가-힣])",  # 10년 may be an age: it stays a word
     re.I,
 )
-_ML = re.compile(
-    r"(?<!\d)(?<!\d\.)(\d{3,4})\s*(?:ml|밀리)|(?<!\d)(?<!\d\.)(187|375|750|1500)(?:\s?짜리)?(?!\d)", re.I
-)
+_ML = re.compile(r"(?<!\d)(?<!\d\.)(\d{3,4})\s*(?:ml|밀리)|(?<!\d)(?<!\d\.)(187|375|750|1500)(?:\s?짜리)?(?!\d)", re.I)
 _LITRES = re.compile(
     r"(?<!\d)(?<!\d\.)(\d(?:\.\d{1,3})?)\s*(?:리터|l(?![a-z])|liters?|litres?)|(?<![\d.])(1\.5)(?![\d.])", re.I
 )
 _NAMED = re.compile(
-    r"(?<![a-z])(?:(더블\s?매그넘|double\s?magnum)|(매그넘|마그넘|magnum|mag)|(하프|(?<![가-힣])(?:반\s?병|미니|데미)|half|demi)"
-    r"|((?<![가-힣])피콜로))(?:\s*(?:보틀|바틀|사이즈|병|bottle|btl|size))?(?:\s?짜리)?(?:으?로)?(?![a-z가-힣])", re.I)  # fmt: skip
+    r"(?<![a-z])(?:(더블\s?매그넘|double\s?magnum)|(매그넘|마그넘|magnum|mag)"
+    r"|(하프|(?<![가-힣])(?:반\s?병|미니|데미)|half|demi)|((?<![가-힣])피콜로))"
+    r"(?:\s*(?:보틀|바틀|사이즈|병|bottle|btl|size))?(?:\s?짜리)?(?:으?로)?(?![a-z가-힣])", re.I)  # fmt: skip
 _NAMED_ML = (3000, 1500, 375, 200)
 _ROSE = re.compile("로제|로즈와인|로사[도토]|ros[eé](?![a-z])|rosado|rosato", re.I)
 

@@ -25,7 +25,7 @@ BETTER = 0.1  # by how much the other layout must read better
 READABLE = 0.95  # a run that reads better is not tried in the other layout
 SURE = 0.85  # a piece this like a spelling weighs what the spelling weighs
 _SPACED = re.compile(r"(?<!\S)\S(?:\s+\S){3,}(?!\S)")  # l a k e: single characters apart are one word
-MOST_PIECES = 16
+MOST_PIECES, MOST_NOTES = 16, 3
 _ASIDE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|//.*")  # a note: its words count where they are surely of the catalogue
 _LIKELY_YEAR = re.compile(r"[0-3]\d년?")  # where no item is of that year it says nothing
 _STRAY_JAMO = re.compile("[\u1100-\u11ff]")
@@ -35,9 +35,9 @@ LONGEST_WORD = 64  # characters; what is longer is cut off
 # Words of orders, not of items: where no item has them they are left out.
 _ORDER_WORDS = """
     와인 병 본 박스 상자 케이스 주세요 부탁 드립니다 지난번 지난번에 저번 저번에 어제 그때 시킨 주문한 그거 그걸로
-    다시 같은 거 것 걸로 좀 더 혹시 재고 남은 그 이 저 있는 있으면 전에 까지 먼저 우선 일단 추가 추가로 급 긴급 마감 오늘 내일 이번 이번에 다음
-    나 도 은 는 을 를 로 으로 만 씩 짜리 사이즈 종류 정도 하나 꼭 주문 발주 문의 견적 가격 wine wines cs case ctn ea btl bottle bottles please the a an of
-    and with for my our usual again same last time that
+    다시 같은 거 것 걸로 좀 더 혹시 재고 남은 그 이 저 있는 있으면 전에 까지 먼저 우선 일단 추가 추가로 급 긴급 마감
+    오늘 내일 이번 이번에 다음 나 도 은 는 을 를 로 으로 만 씩 짜리 사이즈 종류 정도 하나 꼭 주문 발주 문의 견적 가격
+    wine wines cs case ctn ea btl bottle bottles please the a an of and with for my our usual again same last time that
 """
 FILLER = frozenset(_ORDER_WORDS.split())
 
@@ -65,8 +65,8 @@ class Reader:
         """`expansions`: normalised token -> the words it stands for."""
         plain = _SPACED.sub(lambda found: "".join(found[0].split()), unicodedata.normalize("NFKC", text))
         facts, rest = take_facts(plain)
-        pieces = self._pieces(self._telling(_ASIDE.sub(" ", rest)), expansions)
-        noted = [self._pieces(note.split(), expansions) for note in _ASIDE.findall(rest)]
+        pieces = self._pieces(self._telling(_ASIDE.sub(" ", rest), expansions), expansions)
+        noted = [self._pieces(note.split(), expansions) for note in _ASIDE.findall(rest)[:MOST_NOTES]]
         pieces += [p for note in noted if not pieces or all(self._match(p).best >= SURE for p in note) for p in note]
         reading = Reading(pieces[:MOST_PIECES], facts._replace(rose=facts.rose or says_rose(pieces)))
         self._find_spans(reading)
@@ -93,8 +93,8 @@ class Reader:
         is_known = self._index.is_word if len(piece) < 3 else self._index.entry_of.__contains__
         return next((form for form in as_written(piece) if is_known(form)), piece)
 
-    def _telling(self, text: str) -> list[str]:
-        """The words of the text but those of orders, unless a neighbour makes a name of them; all if nothing is left."""
+    def _telling(self, text: str, expansions: Mapping[str, str]) -> list[str]:
+        """The words of the text but those of orders, unless a neighbour makes a name of them; all if none is left."""
         known = self._index.entry_of
         chunks = spelling.runs_text(text).split()
         plain = [spelling.normalise(chunk).strip(_EDGES) for chunk in chunks]
@@ -103,7 +103,8 @@ class Reader:
             beside = [word + after for after in plain[place + 1 : place + 2]]
             beside += [before + word for before in plain[max(0, place - 1) : place]]
             filler = word in FILLER and not any(joined in known for joined in beside)
-            if not filler and not (_LIKELY_YEAR.fullmatch(word) and word not in known):
+            unknown_year = _LIKELY_YEAR.fullmatch(word) and word not in known
+            if word in expansions or not (filler or unknown_year):
                 kept.append(chunk)
         return kept or chunks
 
@@ -117,7 +118,8 @@ class Reader:
             if other and other != run.casefold():
                 flipped[place] = self._cut(other)
         gains = [self._readable(f) - a if f else -1.0 for f, a in zip(flipped, as_typed, strict=True)]
-        if not any(gain > BETTER and (len(run) > 2 or _STRAY_JAMO.search(run)) for gain, run in zip(gains, runs, strict=True)):
+        telling = (len(run) > 2 or _STRAY_JAMO.search(run) for run in runs)
+        if not any(gain > BETTER and is_long for gain, is_long in zip(gains, telling, strict=True)):
             return cuts
         return [f if gain >= 0 else cut for f, gain, cut in zip(flipped, gains, cuts, strict=True)]
 

@@ -23,7 +23,12 @@ _ALIKE = (
     "ㄱㄲㅋ", "ㄷㄸㅌ", "ㅂㅃㅍ", "ㅈㅉㅊ", "ㅅㅆ", "ㅐㅔㅒㅖㅚㅙㅞ", "ㅏㅑㅘ", "ㅓㅕㅝ", "ㅗㅛ", "ㅜㅠㅡ", "ㅣㅟㅢ",
     "ckq", "sz", "iy", "vw", "gj",
 )  # fmt: skip
-_CROSSING = ("ㅗㅜ", "ㅓㅡ", "ㅟㅠ", "ㅅㅈ")  # alike as well, though of two classes above: they share the second symbol instead
+_CROSSING = (
+    "ㅗㅜ",
+    "ㅓㅡ",
+    "ㅟㅠ",
+    "ㅅㅈ",
+)  # alike as well, though of two classes above: they share the second symbol instead
 
 
 def runs_text(text: str) -> str:
