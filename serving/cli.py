@@ -33,16 +33,21 @@ def build_root() -> typer.Typer:
     @root.callback()
     def _root(
         show_version: Annotated[
-            bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+            bool,
+            typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
         ] = False,
     ) -> None:
-        if show_version:
-            typer.echo(f"palate {version('palate')}")
-            raise typer.Exit
+        """Only options: the commands come from the entry points."""
 
     for entry in sorted(entry_points(group="palate.commands"), key=lambda e: e.name):
         root.add_typer(entry.load())
     return root
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"palate {version('palate')}")
+        raise typer.Exit
 
 
 def main() -> None:

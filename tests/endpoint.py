@@ -31,6 +31,7 @@ from serving.components.embedder import TORCH_FOLDER, fingerprint
 from serving.config import Limits, ServingConfig
 from serving.ingress import Services, build_ingress
 from serving.keys import SCOPES
+from serving.logs import configure_logs
 from serving.router import Load, LoadedRelease
 from serving.schema import AppSpec, Item
 from serving.store import SqlExpansions, SqlFeedbackStore, SqlItemStore
@@ -82,7 +83,10 @@ def made_up_spec(name: str, **changes: Any) -> AppSpec:
         {
             "name": name,
             "description": "Made-up teas.",
-            "items": {"text": ["ko", "en"], "attributes": {"category": "keyword", "price": "number", "organic": "bool"}},
+            "items": {
+                "text": ["ko", "en"],
+                "attributes": {"category": "keyword", "price": "number", "organic": "bool"},
+            },
             "retrieve": {
                 "sources": {"rules": {"engine": "rules"}, "lexical": {"engine": "lexical"}},
                 "fusion": {"method": "cascade", "order": ["rules", "lexical"], "threshold": 0.7},
@@ -151,9 +155,7 @@ def open_test_stores(config: ServingConfig, releases: ReleaseStore) -> Stores:
     """Real SQLite, migrated, and the releases given."""
     migrate(config.database)
     database = open_database(config.database)
-    return Stores(
-        database, releases, SqlItemStore(database), SqlFeedbackStore(database), SqlExpansions(database)
-    )
+    return Stores(database, releases, SqlItemStore(database), SqlFeedbackStore(database), SqlExpansions(database))
 
 
 def config_of(home: Path, apps: Sequence[str] = (), setup: Setup | None = None) -> ServingConfig:
@@ -161,8 +163,6 @@ def config_of(home: Path, apps: Sequence[str] = (), setup: Setup | None = None) 
     setup = setup or Setup()
     quick: dict[str, Any] = {"threads": 1, "refresh_s": 0.1, "follow_s": 0.1, **setup.config}
     return ServingConfig(home=home, apps=tuple(apps), limits=setup.limits, **quick)
-
-
 
 
 def build_release(home: Path, releases: ReleaseStore, spec: AppSpec, items: SqlItemStore) -> BuiltRelease:
@@ -207,12 +207,11 @@ def publish_embedder(folder: Path, releases: ReleaseStore, app: str, scratch: Pa
 
 
 @contextmanager
-def serve(
-    home: Path, releases: ReleaseStore, apps: Sequence[str], setup: Setup | None = None
-) -> Iterator[Endpoint]:
-    """The ingress over `home` and `releases`, up when this yields: whether its apps are ready is for the test to say."""
+def serve(home: Path, releases: ReleaseStore, apps: Sequence[str], setup: Setup | None = None) -> Iterator[Endpoint]:
+    """The ingress over `home` and `releases`, up when this yields; its apps may not be ready yet."""
     setup = setup or Setup()
     config = config_of(home, apps, setup)
+    configure_logs(str(home / "log.jsonl"))  # not among what the tests of the command line read
     stores = open_test_stores(config, releases)
     services = build_services(config, stores, _loader(config, stores, setup))
     key = services.keys.create("test", SCOPES).plaintext
@@ -289,9 +288,7 @@ def endpoint(fresh_home: tuple[Path, MemoryStore]) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="session")
-def shared_endpoint(
-    tea_home: tuple[Path, MemoryStore], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Endpoint]:
+def shared_endpoint(tea_home: tuple[Path, MemoryStore], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """As `endpoint`, shared by tests that only ask."""
     home = tmp_path_factory.mktemp("shared") / "home"
     shutil.copytree(tea_home[0], home)
@@ -300,9 +297,7 @@ def shared_endpoint(
 
 
 @pytest.fixture(scope="session")
-def dense_home(
-    minilm_component: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, MemoryStore]:
+def dense_home(minilm_component: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MemoryStore]:
     """A home and releases of `dense-teas`: rules, lexical and dense sources, weighted. Copy it before writing."""
     home, releases = tmp_path_factory.mktemp("dense-home"), MemoryStore()
     publish_embedder(minilm_component, releases, "dense-teas", tmp_path_factory.mktemp("slim"))

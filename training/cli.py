@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from registry.errors import ReleaseNotFound
+from serving.errors import BadRequest
 from serving.schema import find_app, load_app_spec
 from training.config import TrainingConfig
 from training.errors import TrainingError
@@ -116,7 +117,10 @@ def evaluate(
     version = store.get(name, int(release) if release.isdigit() else release)
     folders = {c.name: store.fetch(c, config.serving.component_cache) for c in version.release.components}
     spec = variant(AppSpec.model_validate(version.release.spec), only or (), option or (), abstain_below)
-    wanted = {n: e for n, e in load_app_spec(folder).evaluation.items() if sets is None or n in sets}
+    there = load_app_spec(folder).evaluation
+    if unknown := sorted(set(sets or ()) - set(there)):
+        raise BadRequest(f"{name} has no evaluation set {unknown[0]!r}; it has {sorted(there)}", field="set")
+    wanted = {n: e for n, e in there.items() if sets is None or n in sets}
     reports = measure(spec, folder, folders, config, wanted, Progress(name, notes))
     if as_json:
         console.print_json(data={"app": name, "release": version.version,

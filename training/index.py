@@ -168,7 +168,7 @@ class ReleaseBuilder:
         model = source.embedder if source.embedder == MINILM else self._app_folder / source.embedder
         if isinstance(model, Path) and not model.is_dir():
             raise BadRequest(
-                f"app.yaml names the embedder {source.embedder!r}, but there is no folder {model}; `{MINILM}` needs none",
+                f"app.yaml names the embedder {source.embedder!r}, but there is no folder {model}",
                 field="embedder",
             )
         model_digest, _ = digest_folder(model_folder(model))

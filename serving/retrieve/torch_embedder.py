@@ -62,6 +62,8 @@ class TorchEmbedder:
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         prompted = [(self.info.query_prompt + text)[: self._max_characters] for text in texts]
+        if not prompted:
+            return 0
         with self._lock:
             tokens = self._model.tokenizer(prompted, truncation=True, max_length=self._model.max_seq_length)
         return sum(len(ids) for ids in tokens["input_ids"])

@@ -125,3 +125,17 @@ def test_meaning_is_nearer_than_spelling(subject: Subject) -> None:
         pytest.skip("trigrams know no meaning")
     query, near, far = subject.embedder.embed(["a beverage made of grapes", "red wine", "a bridge made of planks"])
     assert query @ near > query @ far + 0.1
+
+
+def test_tokens_are_counted_one_text_at_a_time_or_together(subject: Subject) -> None:
+    alone = [subject.embedder.count_tokens([text]) for text in TEXTS]
+    assert subject.embedder.count_tokens(TEXTS) == sum(alone)
+    assert min(alone) >= 1
+    assert subject.embedder.count_tokens(["editor editor editor"]) > subject.embedder.count_tokens(["editor"])
+    assert subject.embedder.count_tokens([]) == 0
+
+
+def test_tokens_that_are_cut_off_are_not_counted(minilm_component: Path) -> None:
+    for embedder in (OnnxEmbedder(minilm_component, max_tokens=16), TorchEmbedder(minilm_component, "cpu", "auto", 16)):
+        assert embedder.count_tokens(["word " * 600]) == 16
+        assert embedder.count_tokens(["one two"]) == 4  # with the two special ones

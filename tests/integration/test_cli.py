@@ -74,7 +74,19 @@ def assert_one_line(ran: Ran, *words: str) -> None:
 def test_help_names_every_command(palate: Palate) -> None:
     ran = palate("--help")
     assert ran.status == 0
-    for command in ("up", "down", "status", "apps", "items", "query", "feedback", "keys", "index", "evaluate", "releases"):
+    for command in (
+        "up",
+        "down",
+        "status",
+        "apps",
+        "items",
+        "query",
+        "feedback",
+        "keys",
+        "index",
+        "evaluate",
+        "releases",
+    ):
         assert command in ran.out
         assert palate(command, "--help").status == 0
     assert palate("--version").out.startswith("palate ")
@@ -122,7 +134,7 @@ def test_errors_are_one_line(palate: Palate, shared_endpoint: Endpoint, tmp_path
     assert_one_line(palate("query", "teas", "tea", env={**env, "PALATE_API_KEY": "pk_0_0"}), "API key")
     assert_one_line(palate("query", "teas", "tea", env={**env, "PALATE_URL": "http://127.0.0.1:1"}), "127.0.0.1:1")
     assert_one_line(palate("query", "teas", "tea", env={**env, "PALATE_URL": "localhost"}), "localhost")
-    assert_one_line(palate("query", "teas", "tea", env={**env, "PALATE_URL": "http://[bad"}), "PALATE_URL")
+    assert_one_line(palate("query", "teas", "tea", env={**env, "PALATE_URL": "http://host:port"}), "PALATE_URL")
     assert_one_line(palate("query", "teas", "tea"), "palate up")
     assert_one_line(palate("query", "teas", "tea", env={"PALATE_URL": shared_endpoint.url}), "PALATE_API_KEY")
     assert_one_line(palate("items", "list", "teas", "--cursor", "made up", env=env), "cursor")
@@ -155,7 +167,9 @@ def write_items(file: Path, items: list[Item]) -> Path:
 
 def test_items_are_loaded_listed_and_deleted(palate: Palate, endpoint: Endpoint, tmp_path: Path) -> None:
     env = env_of(endpoint)
-    file = write_items(tmp_path / "more [new].jsonl", [Item("NEW01", {"ko": "우롱차", "en": "oolong [box]"}, {"price": 1})])
+    file = write_items(
+        tmp_path / "more [new].jsonl", [Item("NEW01", {"ko": "우롱차", "en": "oolong [box]"}, {"price": 1})]
+    )
     loaded = palate("items", "load", "teas", str(file), env=env)
     assert loaded.status == 0, loaded
     assert "1 items" in loaded.out

@@ -25,9 +25,7 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
-def test_every_route_wants_a_key_with_its_scope(
-    shared_endpoint: Endpoint, method: str, path: str, scope: str
-) -> None:
+def test_every_route_wants_a_key_with_its_scope(shared_endpoint: Endpoint, method: str, path: str, scope: str) -> None:
     def send(authorization: str | None) -> httpx.Response:
         headers = {} if authorization is None else {"authorization": authorization}
         with shared_endpoint.client("") as client:

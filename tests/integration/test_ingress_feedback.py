@@ -70,7 +70,9 @@ def test_a_trace_of_an_earlier_process_is_joined_too(fresh_home: tuple[Path, Mem
 
 
 def test_each_answer_of_several_queries_takes_feedback(endpoint: Endpoint) -> None:
-    answers = post(endpoint, "/v1/apps/teas/query", {"queries": ["red rock kettle", "blue hill teacup"]}).json()["answers"]
+    answers = post(endpoint, "/v1/apps/teas/query", {"queries": ["red rock kettle", "blue hill teacup"]}).json()[
+        "answers"
+    ]
     for answer in answers:
         body = {"trace_id": answer["trace_id"], "event": "click", "item_id": answer["results"][0]["id"]}
         assert feedback(endpoint, body).status_code == 200

@@ -90,7 +90,9 @@ def test_a_new_item_is_found_changed_and_gone(endpoint: Endpoint) -> None:
     expensive = {"price": {"gt": 60_000}}
     assert endpoint.ids("teas", "moonlight creek oolong", filters=expensive) == ["NEW01"]
 
-    put(endpoint, item("NEW01", "보랏빛 사막 우롱차", "Purple Desert oolong", category="tea", price=5_000, organic=True))
+    put(
+        endpoint, item("NEW01", "보랏빛 사막 우롱차", "Purple Desert oolong", category="tea", price=5_000, organic=True)
+    )
     cheap = {"price": 5_000, "organic": True}
     wait_for(lambda: endpoint.ids("teas", "purple desert oolong", filters=cheap) == ["NEW01"], 5)
     assert endpoint.ids("teas", "purple desert oolong")[0] == "NEW01"
@@ -98,7 +100,9 @@ def test_a_new_item_is_found_changed_and_gone(endpoint: Endpoint) -> None:
     with endpoint.client() as client:
         [stored] = client.get(ITEMS, params={"id": "NEW01"}).json()["items"]
         answer = client.post("/v1/apps/teas/query", json={"query": "purple desert oolong"}).json()
-    assert stored["fields"] == answer["results"][0]["fields"] == {"ko": "보랏빛 사막 우롱차", "en": "Purple Desert oolong"}
+    assert (
+        stored["fields"] == answer["results"][0]["fields"] == {"ko": "보랏빛 사막 우롱차", "en": "Purple Desert oolong"}
+    )
 
     assert delete(endpoint, "NEW01", "never was").status_code == 200
     wait_for(lambda: "NEW01" not in endpoint.ids("teas", "purple desert oolong"), 5)

@@ -184,7 +184,9 @@ def test_metrics_move_with_what_happens(dense_endpoint: Endpoint) -> None:
     assert grew("palate_embedding_cache_total", {**app, "outcome": "hit"}) == 1
     assert after["palate_queue_depth", frozenset(app.items())] == 0
     assert after["palate_release_serving", frozenset(release.items())] == 1
-    decided = [v for (name, labels), v in after.items() if name == "palate_lines_decided_total" and set(app.items()) <= labels]
+    decided = [
+        v for (name, labels), v in after.items() if name == "palate_lines_decided_total" and set(app.items()) <= labels
+    ]
     assert sum(decided) >= 3
 
 

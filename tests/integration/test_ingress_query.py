@@ -171,7 +171,9 @@ def test_what_is_not_json_is_refused(shared_endpoint: Endpoint, content: bytes) 
     assert_problem(send_raw(shared_endpoint, content), 400)
 
 
-@pytest.mark.parametrize("text", ["\u0000", "a\u0000b", "\u202e", "🍵" * 300, "ㅂㅈㄷ" * 50, "%s{}[]<>&;'\"\\", "1" * 5000])
+@pytest.mark.parametrize(
+    "text", ["\u0000", "a\u0000b", "\u202e", "🍵" * 300, "ㅂㅈㄷ" * 50, "%s{}[]<>&;'\"\\", "1" * 5000]
+)
 def test_odd_text_is_only_text(shared_endpoint: Endpoint, text: str) -> None:
     for path in (QUERY, "/v1/apps/tea-orders/query"):
         answer = ask(shared_endpoint, {"query": text, "user": text[:10]}, path)
@@ -207,9 +209,10 @@ def test_a_longer_deadline_than_the_apps_is_cut_to_it(shared_endpoint: Endpoint)
 def test_what_does_not_exist(shared_endpoint: Endpoint) -> None:
     unknown = ask(shared_endpoint, {"query": "tea"}, "/v1/apps/nothing/query")
     assert "tea-orders" in assert_problem(unknown, 404, field="app")["detail"]
-    assert "palate index not-ready" in assert_problem(
-        ask(shared_endpoint, {"query": "tea"}, "/v1/apps/not-ready/query"), 503
-    )["detail"]
+    assert (
+        "palate index not-ready"
+        in assert_problem(ask(shared_endpoint, {"query": "tea"}, "/v1/apps/not-ready/query"), 503)["detail"]
+    )
     with shared_endpoint.client() as client:
         assert_problem(client.get("/v1/nothing"), 404)
         wrong = client.get(QUERY)
@@ -221,7 +224,9 @@ def test_what_does_not_exist(shared_endpoint: Endpoint) -> None:
 
 def test_a_client_that_hangs_up_costs_nobody_else(shared_endpoint: Endpoint) -> None:
     host, port = shared_endpoint.url.removeprefix("http://").split(":")
-    head = f"POST {QUERY} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {shared_endpoint.key}\r\ncontent-length: 99\r\n\r\n"
+    head = (
+        f"POST {QUERY} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {shared_endpoint.key}\r\ncontent-length: 99\r\n\r\n"
+    )
     for sent in (head[:20], head, head + '{"query": "t'):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(sent.encode())

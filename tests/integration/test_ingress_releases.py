@@ -44,6 +44,7 @@ def test_a_new_release_takes_over_without_a_failed_request(fresh_home: tuple[Pat
         for thread in threads:
             thread.start()
         try:
+            wait_for(lambda: all(answers))
             for number, mark in enumerate(("second", "third", "fourth"), 2):
                 publish(home, releases, made_up_spec("teas", description=mark))
                 wait_for(lambda n=number: all(line and int(line[-1][1]) in (0, n) for line in answers))  # type: ignore[misc]
@@ -92,9 +93,7 @@ def with_another_fingerprint(releases: MemoryStore, version: ReleaseVersion, scr
     return releases.publish(release, {digest: folder})
 
 
-def test_an_index_of_another_embedder_is_refused_at_load(
-    dense_home: tuple[Path, MemoryStore], tmp_path: Path
-) -> None:
+def test_an_index_of_another_embedder_is_refused_at_load(dense_home: tuple[Path, MemoryStore], tmp_path: Path) -> None:
     home, releases = dense_home
     good = releases.get("dense-teas", "stable")
     # An app of this test's own, of the same components.

@@ -1,4 +1,4 @@
-"""Building a release with the real embedder and Chroma: the same inputs, the same digest; little changed, little done."""
+"""Building releases with the real embedder and Chroma: same inputs, same digest; little changed, little done."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def test_an_empty_catalogue_has_a_release(tmp_path: Path) -> None:
 
 
 def test_an_embedder_that_is_not_there_is_named(bench: Bench) -> None:
-    spec = made_up_spec(
-        "teas", retrieve={"sources": {"dense": {"engine": "dense", "embedder": "no-such-folder"}}}
-    )
+    spec = made_up_spec("teas", retrieve={"sources": {"dense": {"engine": "dense", "embedder": "no-such-folder"}}})
     with pytest.raises(BadRequest, match="no-such-folder"):
         bench.build(spec)
 
@@ -133,9 +131,7 @@ def test_dense_builds_embed_only_what_changed_and_export_once(
     assert index.needs["embedder.minilm"] == embedder.digest
 
 
-def test_an_index_is_loaded_only_with_its_own_embedder(
-    dense_home: tuple[Path, MemoryStore], tmp_path: Path
-) -> None:
+def test_an_index_is_loaded_only_with_its_own_embedder(dense_home: tuple[Path, MemoryStore], tmp_path: Path) -> None:
     _, releases = dense_home
     version = releases.get("dense-teas", "stable")
     config = config_of(tmp_path)
@@ -154,9 +150,7 @@ def test_an_index_is_loaded_only_with_its_own_embedder(
 
 
 def test_a_build_that_fails_leaves_nothing_behind(bench: Bench) -> None:
-    spec = made_up_spec(
-        "teas", retrieve={"sources": {"rules": {"engine": "rules", "aliases": "no-such.yaml"}}}
-    )
+    spec = made_up_spec("teas", retrieve={"sources": {"rules": {"engine": "rules", "aliases": "no-such.yaml"}}})
     config = TrainingConfig(config_of(bench.home))
     with pytest.raises(BadRequest, match=r"no-such\.yaml"), work_folder(config, "teas") as work:
         ReleaseBuilder(spec, bench.home, work, config, bench.releases, quiet_progress("teas")).build(bench.items)

@@ -10,8 +10,8 @@ from serving.schema import Item, Query
 NAMES = (  # made-up item numbers, vintages, colours and volumes
     (
         "N10001",
-        "콘테 로소 발디쏘라 네그라마로 델 살렌토",
-        "Conte Rosso Baldissora Negramaro del Salento",
+        "콘테 로소 발디쏘라 네그라마로 살렌토",
+        "Conte Rosso Baldissora Negramaro Salento",
         2019,
         750,
         "red",
@@ -54,7 +54,7 @@ def top(source: RulesSource, text: str) -> tuple[str | None, float]:
         ("발디쏘라", "N10001"),  # one word of a long name
         ("발디소라", "N10001"),  # tense and plain consonants
         ("파졸리노", "N10002"),
-        ("dmsgr", "N10003 N10004"),  # initials without the particles
+        ("dms 로슈", "N10003 N10004"),  # initials without the particles
         ("발디쏘라 (접대용)", "N10001"),
         ("트라디숑 // 늘 하던 가격으로", "N10005"),
         ("트라디숑 스파클링", "N10005"),  # what the attributes say
