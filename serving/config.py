@@ -22,7 +22,7 @@ class Limits(BaseModel):
     max_query_chars: int = Field(20_000, ge=1, description="Longest query text.")
     max_top_k: int = Field(100, ge=1, description="Most results per query.")
     max_items: int = Field(1000, ge=1, description="Most items in one upsert or delete.")
-    max_batch: int = Field(32, ge=1, description="Most queries that go through the pipeline together.")
+    max_batch: int = Field(16, ge=1, description="Most queries that go through the pipeline together.")
     max_queue: int = Field(1024, ge=1, description="Queries waiting per app; one more is refused with 429.")
     rate_per_s: float = Field(
         0.0, ge=0, description="Requests per second and key where the key sets none; 0: no limit."

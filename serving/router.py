@@ -32,14 +32,14 @@ CountTokens = Callable[[Sequence[str]], int]
 @dataclass(slots=True)
 class LoadedRelease:
     """A release whose phases are ready. `close` frees them; `embed` is None where no source is dense; `concurrency` is
-    how many batches may be under way: two here, so that one is embedded while the other is read and answered;
+    how many batches may be under way: three here, so that some are embedded while another is read and answered;
     `count_tokens` says what `embed` reads of texts, None where that is not known here."""
 
     spec: AppSpec
     pipeline: Pipeline
     close: Callable[[], None]
     embed: Embed | None = None
-    concurrency: int = 2
+    concurrency: int = 3
     count_tokens: CountTokens | None = None
 
 
