@@ -136,7 +136,7 @@ def test_mlflow_is_started_again_and_serving_goes_on_without_it(platform: Platfo
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", state.mlflow_port)) == 0
 
-    wait_for(back, 60, "MLflow again")
+    wait_for(back, 150, "MLflow again")
     query(platform)
 
 

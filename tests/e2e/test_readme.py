@@ -22,6 +22,7 @@ from tests.platform import ROOT, Platform
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [block.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)]
 UP, TEST, *REST = BLOCKS
+pytestmark = pytest.mark.timeout(1000)  # the first start builds the index of 64,000 packages
 
 
 class Newcomer:
@@ -54,7 +55,6 @@ def screen() -> Iterator[tuple[Newcomer, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.timeout(1000)
 def test_the_screen_has_addresses_and_a_curl_line_per_app_that_works(screen: tuple[Newcomer, str]) -> None:
     newcomer, printed = screen
     assert newcomer.platform.url in printed
