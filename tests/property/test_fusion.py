@@ -45,9 +45,14 @@ def test_the_order_in_which_sources_are_given_does_not_matter(lists, method, wei
 
 @given(score_lists, methods, weight_triples, st.integers(1, 40))
 def test_scores_are_0_to_1_best_first_and_each_row_comes_once(lists, method, weights, top_k):
-    merged = Fusion(spec_of(method, weights)).merge({n: hits_of(lists[n]) for n in NAMES}, top_k)
+    hits = {n: hits_of(lists[n]) for n in NAMES}
+    merged = Fusion(spec_of(method, weights)).merge(hits, top_k)
     assert all(0 <= m.score <= 1 for m in merged)
-    keys = [(-m.score, m.row) for m in merged]
+    # Equals go by the best place any source gave them, then by row.
+    places = {
+        row: min(h.rows.tolist().index(row) for h in hits.values() if row in h.rows) for row in (m.row for m in merged)
+    }
+    keys = [(-m.score, places[m.row], m.row) for m in merged]
     assert keys == sorted(keys)
     assert len({m.row for m in merged}) == len(merged) <= top_k
     for m in merged:
