@@ -1,4 +1,4 @@
-"""What all tests share: the embedder component, exported once per run."""
+"""What all tests share: the embedder component, exported once per run, and how hypothesis chooses its examples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from serving.components.embedder import INFO_FILE
+
+# The same examples in every run, so that a red run is red again; `--hypothesis-profile explore` draws new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

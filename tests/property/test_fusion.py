@@ -48,10 +48,8 @@ def test_scores_are_0_to_1_best_first_and_each_row_comes_once(lists, method, wei
     hits = {n: hits_of(lists[n]) for n in NAMES}
     merged = Fusion(spec_of(method, weights)).merge(hits, top_k)
     assert all(0 <= m.score <= 1 for m in merged)
-    # Equals go by the best place any source gave them, then by row.
-    places = {
-        row: min(h.rows.tolist().index(row) for h in hits.values() if row in h.rows) for row in (m.row for m in merged)
-    }
+    # Equals go by the best place that any source that was heard gave them, then by row.
+    places = {m.row: min(hits[n].rows.tolist().index(m.row) for n in m.scores) for m in merged}
     keys = [(-m.score, places[m.row], m.row) for m in merged]
     assert keys == sorted(keys)
     assert len({m.row for m in merged}) == len(merged) <= top_k
