@@ -4,6 +4,7 @@ RegistryError
   ReleaseNotFound      name a version or alias that exists
   ReleaseRefused       publish a sound release: fingerprints or contents do not match
   RegistryUnavailable  wait, then try again
+  LeaseLost            another controller took over: stop writing
   DatabaseRefused      give the URL of a database that this version of Palate can use
 """
 
@@ -27,4 +28,8 @@ class RegistryUnavailable(RegistryError):
 
 
 class DatabaseRefused(RegistryError):
+    pass
+
+
+class LeaseLost(RegistryError):
     pass

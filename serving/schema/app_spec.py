@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from registry.plan import RolloutPlan
 from serving.errors import BadRequest
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,62}$")]
@@ -171,6 +172,7 @@ class AppSpec(Spec):
     retrieve: RetrieveSpec
     feedback: FeedbackSpec = FeedbackSpec()
     placement: PlacementSpec = PlacementSpec()
+    rollout: RolloutPlan = RolloutPlan()
     evaluation: dict[str, EvaluationSpec] = Field(default_factory=dict)
     deadline_s: float = Field(5.0, gt=0, le=300)
     example_query: str = Field("", description="The query that `palate up` shows as a curl line.")

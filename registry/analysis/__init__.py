@@ -1,0 +1,8 @@
+"""Judges a canary against its control, at any time and as often as one likes. Pure.
+
+`registry.scoreboard` feeds an `Analysis` with what routers saw and asks it for a `Verdict`.
+"""
+
+from registry.analysis.verdict import GuardResult, GuardState, Verdict
+
+__all__ = ["GuardResult", "GuardState", "Verdict"]
