@@ -1,15 +1,21 @@
-"""The command line of the benchmarks: `scripts/bench speed`."""
+"""The command line of the benchmarks: `scripts/bench speed`, `scripts/bench judgement`.
+
+Each command is a function that adds its parser and sets `run`: (parser, options) -> what to print.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from bench.data import DEFAULT_QUERIES
 from bench.processes import BenchError
 from bench.speed import SYSTEMS, Settings, measure
-from bench.speed_report import save
+from bench.speed_report import save as save_speed
+
+Commands = argparse._SubParsersAction  # the type of what add_subparsers returns has no public name
 
 
 def main() -> int:
@@ -17,13 +23,31 @@ def main() -> int:
         prog="scripts/bench", description="Measures Palate beside what it is compared with."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_speed, _add_judgement):
+        command = add(commands)
+        command.add_argument(
+            "--out", type=Path, default=Path("bench-results"), help="folder for the results (bench-results)"
+        )
+    options = parser.parse_args()
+    try:
+        print(options.run(parser, options))
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _add_speed(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     speed = commands.add_parser("speed", help="throughput, latency and memory of one query endpoint, four ways")
     speed.add_argument("--seconds", type=int, default=10, help="length of each measurement (10)")
     speed.add_argument("--connections", default="1,8,32,64", help="open connections, one measurement each (1,8,32,64)")
     speed.add_argument("--only", default=",".join(SYSTEMS), help=f"which of {', '.join(SYSTEMS)}; default all")
     speed.add_argument("--queries", type=Path, default=DEFAULT_QUERIES, help="JSON lines with a `query` each")
-    speed.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for the results (bench-results)")
-    options = parser.parse_args()
+    speed.set_defaults(run=_run_speed)
+    return speed
+
+
+def _run_speed(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
     systems = tuple(options.only.split(","))
     if unknown := sorted(set(systems) - set(SYSTEMS)):
         parser.error(f"--only: unknown {unknown}; there are {list(SYSTEMS)}")
@@ -31,12 +55,24 @@ def main() -> int:
         connections = tuple(int(c) for c in options.connections.split(","))
     except ValueError:
         parser.error(f"--connections wants numbers with commas, not {options.connections!r}")
-    try:
-        print(save(measure(Settings(options.seconds, connections, systems, options.queries)), options.out))
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return save_speed(measure(Settings(options.seconds, connections, systems, options.queries)), options.out)
+
+
+def _add_judgement(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    judgement = commands.add_parser("judgement", help="false rollbacks, and how soon a bad canary is found; simulated")
+    judgement.add_argument("--rollouts", type=int, default=10_000, help="for each false-rollback rate (10000)")
+    judgement.add_argument("--seed", type=int, default=1, help="of the made-up streams (1)")
+    judgement.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
+    judgement.set_defaults(run=_run_judgement)
+    return judgement
+
+
+def _run_judgement(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    from bench.judgement.report import measured, save
+
+    if min(options.rollouts, options.processes) < 1 or options.seed < 0:
+        parser.error("--rollouts and --processes want 1 or more, --seed 0 or more")
+    return save(measured(options.rollouts, options.seed, options.processes), options.out)
 
 
 if __name__ == "__main__":

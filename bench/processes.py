@@ -7,7 +7,6 @@ memory while it runs and to leave nothing behind when it stops.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -42,12 +41,6 @@ class Server:
 
     def key(self) -> str | None:
         return self.key_file.read_text(encoding="utf-8").strip() if self.key_file else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def post(url: str, body: bytes, key: str | None, timeout_s: float = 30.0) -> bytes:

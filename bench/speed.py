@@ -19,7 +19,8 @@ from typing import Any
 
 from bench.data import DEFAULT_QUERIES, ITEMS, ROOT, load_queries, write_bodies
 from bench.machine import describe
-from bench.processes import BenchError, MemoryWatch, Server, free_port, post, running
+from bench.processes import BenchError, MemoryWatch, Server, post, running
+from registry.net import free_port
 
 SYSTEMS = ("bare", "plain", "serve", "palate")
 WARM_UP_S = 3

@@ -51,11 +51,13 @@ def list_releases(app: App, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([_summary(v) for v in found], ensure_ascii=False))
         return
-    table = Table("version", "aliases", "created", "digest", "components", "metrics", box=None, header_style="bold")
+    heads = ("version", "aliases", "rollout", "created", "digest", "components", "metrics")
+    table = Table(*heads, box=None, header_style="bold")
     for version in found:
         table.add_row(
             str(version.version),
             escape(", ".join(sorted(version.aliases))),
+            escape("\n".join(_rollout(version).values())),
             _created(version),
             version.release.digest[:12],
             escape("\n".join(f"{c.name} {c.digest[:12]}" for c in version.release.components)),
@@ -112,7 +114,14 @@ def _summary(version: ReleaseVersion) -> dict[str, Any]:
         "digest": version.release.digest,
         "components": {c.name: c.digest for c in version.release.components},
         "metrics": dict(version.release.metrics),
+        "rollout": _rollout(version),
     }
+
+
+def _rollout(version: ReleaseVersion) -> dict[str, str]:
+    """What its last rollout left in its tags: how it stands, and why; {} for one that was never tried."""
+    names = {"state": "palate.rollout", "reason": "palate.rollout.reason"}
+    return {name: version.tags[tag] for name, tag in names.items() if version.tags.get(tag)}
 
 
 def _created(version: ReleaseVersion) -> str:

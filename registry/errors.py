@@ -5,6 +5,8 @@ RegistryError
   ReleaseRefused       publish a sound release: fingerprints or contents do not match
   RegistryUnavailable  wait, then try again
   LeaseLost            another controller took over: stop writing
+  DeliveryRefused      send MLflow's own webhook, signed with this home's secret
+  BadInput             change the field it names
   DatabaseRefused      give the URL of a database that this version of Palate can use
 """
 
@@ -32,4 +34,16 @@ class DatabaseRefused(RegistryError):
 
 
 class LeaseLost(RegistryError):
+    pass
+
+
+class BadInput(RegistryError):
+    """`field` is the name of what was given wrongly."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class DeliveryRefused(RegistryError):
     pass

@@ -69,6 +69,10 @@ class MemoryStore:
     def fetch(self, component: ComponentRef, into: Path) -> Path:
         return self._cache.fetch(component, into, lambda folder: self._write(component, folder))
 
+    def aliases(self, app: str) -> dict[str, int]:
+        with self._lock:
+            return dict(self._apps.get(app, _App()).aliases)
+
     def set_alias(self, app: str, alias: str, version: int) -> None:
         with self._lock:
             self._version(app, version)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,8 +22,9 @@ import psutil
 
 from registry.config import uri_file
 from registry.errors import RegistryUnavailable
+from registry.net import LOOPBACK as HOST
+from registry.net import port_fault
 
-HOST = "127.0.0.1"
 POLL_S = 0.1
 
 
@@ -47,6 +47,7 @@ def mlflow_command(home: Path, port: int) -> tuple[list[str], dict[str, str]]:
         # The controller's webhook is plain HTTP on this machine, which MLflow refuses unless told.
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "5",  # seconds until a webhook that was just registered is delivered to
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": _webhook_key(folder / "webhook.key"),
     }
 
@@ -119,14 +120,10 @@ def start_mlflow(home: Path, port: int, log: Path, timeout_s: float = 60.0) -> M
 
 
 def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise RegistryUnavailable(
-                f"port {port} for MLflow cannot be used ({error.strerror}): stop what holds it or choose another port"
-            ) from None
+    if fault := port_fault(port):
+        raise RegistryUnavailable(
+            f"port {port} for MLflow cannot be used ({fault}): stop what holds it or choose another port"
+        )
 
 
 def _wait_until_ready(server: MlflowServer, timeout_s: float) -> None:

@@ -250,6 +250,15 @@ class MlflowStore:
 
     # --- aliases and tags ---
 
+    def aliases(self, app: str) -> dict[str, int]:
+        """See the port. One request."""
+        try:
+            with self._mlflow_errors():
+                found = self._client.get_registered_model(app)
+        except ReleaseNotFound:
+            return {}
+        return {alias: int(version) for alias, version in found.aliases.items()}
+
     def set_alias(self, app: str, alias: str, version: int) -> None:
         with self._mlflow_errors():
             self._client.set_registered_model_alias(app, alias, str(version))

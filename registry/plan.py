@@ -111,7 +111,12 @@ def plan_of(spec: Mapping[str, Any]) -> RolloutPlan:
         raise ReleaseRefused(f"{key}: {first['msg']}") from None
 
 
+def reward_weights(spec: Mapping[str, Any]) -> dict[str, float]:
+    """What each feedback event is worth in the app of this spec."""
+    return {event: float(worth) for event, worth in spec.get("feedback", {}).get("reward", {}).items()}
+
+
 def reward_range(spec: Mapping[str, Any]) -> tuple[float, float]:
     """(lowest, highest) reward one request can earn, by the app's weights; 0, no feedback, lies within."""
-    weights = [float(w) for w in spec.get("feedback", {}).get("reward", {}).values()]
+    weights = reward_weights(spec).values()
     return min([0.0, *weights]), max([0.0, *weights])

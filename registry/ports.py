@@ -34,6 +34,9 @@ class ReleaseStore(Protocol):
     def fetch(self, component: ComponentRef, into: Path) -> Path:
         """The component's files in the folder `into/<digest>`, verified. Raises ReleaseRefused if they were altered."""
 
+    def aliases(self, app: str) -> Mapping[str, int]:
+        """Every alias of the app, read at one moment; {} for an app that has none."""
+
     def set_alias(self, app: str, alias: str, version: int) -> None: ...
 
     def delete_alias(self, app: str, alias: str) -> None: ...
@@ -67,11 +70,18 @@ class EvidenceStore(Protocol):
         """Durable when it returns; an (app, rollout, router, seq) that is there already is left as it is."""
 
     def after(self, app: str, rollout: int, cursor: Mapping[str, int], limit: int) -> list[Evidence]:
-        """Of each router the blocks with a `seq` above the cursor's (0 where it names none), in the router's order."""
+        """Of each router the blocks with a `seq` above the cursor's (0 where it names none), in the router's order.
+        Fewer than `limit` means that nothing more was there."""
+
+    def purge(self, older_than_s: float) -> int:
+        """Delete the evidence of rollouts that ended and whose newest block is older; how many blocks went."""
 
 
 class RewardSource(Protocol):
     """Feedback on answers of arms; `serving` implements it over the feedback it stored."""
+
+    def start(self, app: str, answered_s: float) -> int:
+        """A seq to read on from that misses no feedback on answers given since `answered_s`, Unix time."""
 
     def rewards(self, app: str, after: int, limit: int) -> tuple[list[Reward], int]:
         """Those with a seq above `after`, oldest first, and the seq to go on from (it passes events of no rollout)."""
@@ -107,7 +117,8 @@ class Journal(Protocol):
         """Oldest first, the newest `limit` of them; of one rollout, or of all."""
 
     def submit(self, command: Command) -> int:
-        """Durable when it returns: the id by which `outcome` is asked."""
+        """Durable when it returns: the id by which `handled` is asked. Raises BadInput for a `who` or `why` that cannot
+        be kept."""
 
     def commands(self) -> list[Command]:
         """Those not dealt with, oldest first."""
@@ -119,3 +130,7 @@ class Journal(Protocol):
 
     def take_nudges(self) -> set[str]:
         """The apps nudged since the last call; forgets them."""
+
+    def purge(self, older_than_s: float) -> None:
+        """Delete commands handled longer ago, and after a day webhook deliveries, reports of routers that no longer
+        report and reports on arms of ended rollouts. Entries are kept for ever."""

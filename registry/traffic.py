@@ -88,7 +88,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """One feedback event about an answer of an arm. `seq` is its place in the app's feedback."""
+    """One feedback event about an answer of an arm. `seq` is its place in the app's feedback; `at_s` when it came."""
 
     seq: int
     rollout: int
@@ -96,6 +96,7 @@ class Reward:
     token: str
     answered_s: float
     value: float
+    at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

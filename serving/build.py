@@ -20,6 +20,7 @@ from serving.items import ExpansionFollower, ExpansionStore, Followers, ItemFoll
 from serving.pipeline import Pipeline
 from serving.ports import DocumentEmbedder, ItemStore, Source, Understander, Vectors
 from serving.retrieve.ann import load_vector_source
+from serving.retrieve.drill import DrillSource
 from serving.retrieve.embedding_cache import CachedEmbedder
 from serving.retrieve.lexical import LexicalSource
 from serving.retrieve.make_embedder import make_embedder
@@ -93,6 +94,9 @@ def build_retrieval(
     catalogue = catalogue or Catalogue.load(folders["catalogue"])
     sources: dict[str, Source | DenseSource] = {}
     for name, source in spec.retrieve.sources.items():
+        if source.engine == "drill":
+            sources[name] = DrillSource(source.options)
+            continue
         folder = folders[f"retrieve.{name}"]
         if source.engine == "dense":
             sources[name] = _dense(name, spec, source, folder, embeddings[source.embedder])

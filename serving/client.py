@@ -75,6 +75,23 @@ class PalateClient:
     def delete_items(self, app: str, ids: Sequence[str]) -> dict[str, Any]:
         return self._send("DELETE", f"/v1/apps/{app}/items", {"ids": list(ids)})
 
+    def rollout(self, app: str) -> dict[str, Any]:
+        return self._send("GET", f"/v1/apps/{app}/rollout")
+
+    def command_rollout(self, app: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises Conflict when it is refused."""
+        return self._send("POST", f"/v1/apps/{app}/rollout", body)
+
+    def rollouts(self, app: str, limit: int) -> list[dict[str, Any]]:
+        return list(self._send("GET", f"/v1/apps/{app}/rollouts", params={"limit": limit})["rollouts"])
+
+    def rollout_story(self, app: str, number: int) -> dict[str, Any]:
+        return self._send("GET", f"/v1/apps/{app}/rollouts/{number}")
+
+    def rollout_report(self, app: str, number: int) -> str:
+        """An HTML page."""
+        return self._ask("GET", f"/v1/apps/{app}/rollouts/{number}/report").text
+
     def ready(self) -> dict[str, Any]:
         return dict(self._http.get("/readyz").json())
 
@@ -88,15 +105,20 @@ class PalateClient:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         try:
+            return dict(self._ask(method, path, body, params).json())
+        except (ValueError, TypeError):
+            raise BadRequest(f"{self._http.base_url} answers, but is no Palate endpoint: check PALATE_URL") from None
+
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
+    ) -> httpx.Response:
+        try:
             answer = self._http.request(method, path, json=body, params=params)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise StoreUnavailable(f"{self._http.base_url} does not answer: {error}") from None
         if not answer.is_success:
             raise _error(answer)
-        try:
-            return dict(answer.json())
-        except (ValueError, TypeError):
-            raise BadRequest(f"{self._http.base_url} answers, but is no Palate endpoint: check PALATE_URL") from None
+        return answer
 
 
 def _read_key(file: Path) -> str:
@@ -112,7 +134,7 @@ def _error(answer: httpx.Response) -> PalateError:
         detail, field = str(body["detail"]), body.get("field")
     except (ValueError, KeyError):
         detail, field = f"{answer.status_code}: {answer.text[:200]}", None
-    kind = next((k for k, status in STATUS.items() if status == answer.status_code), BadRequest)
+    kind = {status: kind for kind, status in STATUS.items()}.get(answer.status_code, BadRequest)
     if kind is Overloaded:
         return Overloaded(detail, retry_after_s=float(answer.headers.get("retry-after", "1")))
     if kind is PhaseFailed:

@@ -40,8 +40,18 @@ class ServingConfig(BaseModel):
     apps: tuple[str, ...] = Field((), description="Apps to serve: names of MLflow registered models.")
     embedding_cache: int = Field(20_000, ge=0, description="Query vectors kept per release; 0: no cache.")
     threads: int = Field(0, ge=0, description="Compute threads of a replica; 0: all cores this process may use.")
-    refresh_s: float = Field(2.0, gt=0, description="How often the registry is asked what `stable` points at.")
+    refresh_s: float = Field(
+        2.0, gt=0, description="How often MLflow is asked for `stable` of an app that no controller has taken on."
+    )
+    traffic_poll_s: float = Field(0.2, gt=0, description="How often a router asks what its traffic shall be.")
+    trace_retention_days: float = Field(90.0, ge=0, description="Days that traces are kept; 0: for good.")
     follow_s: float = Field(0.5, gt=0, description="How often the catalogue is asked for changes.")
+    arm_memory_mb: int = Field(
+        2048, ge=0, description="MiB of memory that an inline arm of a rollout may gain once it is ready; 0: no limit."
+    )
+    poll_s: float = Field(2.0, gt=0, description="How often the controller asks MLflow where the aliases stand.")
+    webhook_url: str = Field("", description="Where MLflow shall send webhooks: the endpoint's; empty: polling only.")
+    webhook_secret: str = Field("", repr=False, description="What MLflow signs webhooks with; default: one in home.")
     log: str = Field("stderr", description="Where JSON logs go: `stderr` or a file.")
     limits: Limits = Limits()
 

@@ -5,16 +5,21 @@
       Unauthorized         send a key
       Forbidden            ask for a scope
       NotFound             name something that exists
+      Conflict             look at what stands: it rules out what was asked
       TooLarge             send less at once
       Overloaded           wait `retry_after_s`, then send it again
       DeadlineExceeded     allow more time, or ask for less
       PhaseFailed          report it: the platform is at fault
+      ReplicaLost          send it again: the replica that had it is gone
       StoreUnavailable     wait, then send it again: nothing was lost
 
 `STATUS` is the only table that maps them to HTTP.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 
 class PalateError(Exception):
@@ -26,6 +31,16 @@ class PalateError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.field = field
+
+    def __reduce__(self) -> tuple[Callable[..., PalateError], tuple[type[PalateError], str, dict[str, Any]]]:
+        # Replicas raise them for each other: arguments by keyword are lost in the default way.
+        return _restore, (type(self), self.detail, dict(self.__dict__))
+
+
+def _restore(kind: type[PalateError], detail: str, attributes: dict[str, Any]) -> PalateError:
+    error = kind.__new__(kind, detail)
+    error.__dict__.update(attributes)
+    return error
 
 
 class BadRequest(PalateError):
@@ -42,6 +57,10 @@ class Forbidden(PalateError):
 
 class NotFound(PalateError):
     title = "There is no such thing"
+
+
+class Conflict(PalateError):
+    title = "What stands rules it out"
 
 
 class TooLarge(PalateError):
@@ -68,6 +87,12 @@ class PhaseFailed(PalateError):
         self.phase = phase
 
 
+class ReplicaLost(PalateError):
+    """A replica of an arm died, or its application is not there any more. No user sees it: stable answers instead."""
+
+    title = "The replica that had the request was lost"
+
+
 class StoreUnavailable(PalateError):
     title = "The store cannot be reached"
 
@@ -77,9 +102,11 @@ STATUS: dict[type[PalateError], int] = {
     Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,
+    Conflict: 409,
     TooLarge: 413,
     Overloaded: 429,
     PhaseFailed: 500,
+    ReplicaLost: 503,
     StoreUnavailable: 503,
     DeadlineExceeded: 504,
 }

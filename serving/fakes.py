@@ -98,6 +98,12 @@ class MemoryFeedbackStore:
         body = self._traces.get(trace_id)
         return None if body is None else decode_trace(body)
 
+    def purge(self, before_s: float) -> int:
+        with self._lock:
+            kept = {i: body for i, body in self._traces.items() if decode_trace(body).at_s >= before_s}
+            purged, self._traces = len(self._traces) - len(kept), kept
+        return purged
+
     def record(self, event: FeedbackEvent) -> bool:
         return self.record_many([event])[0]
 

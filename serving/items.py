@@ -2,6 +2,9 @@
 
 Every replica that holds a catalogue runs one `Followers`. The item store is asked for changes by sequence number, so
 none is missed, whoever wrote them; after a restart it starts again from the number its release was built at.
+
+A change that a release cannot take (an attribute of another kind than its app.yaml said, say) is left out, so that it
+does not hold up those after it: the log and a metric name it, and the item stays as that release last knew it.
 """
 
 from __future__ import annotations
@@ -11,12 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from serving import metrics
-from serving.errors import StoreUnavailable
+from serving.errors import BadRequest, StoreUnavailable
 from serving.logs import get_log
 from serving.ports import Expansions, ItemStore
 from serving.schema import Item
 
 PAGE = 500
+
+AT_FAULT = (BadRequest, ValueError, TypeError, LookupError, ArithmeticError)
+"""Errors that come from what a change holds. Any other may pass (an embedder that restarts), so it is tried again."""
 
 log = get_log(__name__)
 
@@ -40,10 +46,28 @@ class ItemFollower:
             if not upserts and not deletes:
                 return applied
             metrics.ITEMS_LAG.labels(self._app).set(max(0, self._store.sequence(self._app) - self.seq))
-            self._apply(upserts, deletes)
+            self._apply_all(upserts, deletes)
             self.seq = seq
             applied += len(upserts) + len(deletes)
             metrics.ITEMS_LAG.labels(self._app).set(max(0, self._store.sequence(self._app) - self.seq))
+
+    def _apply_all(self, upserts: Sequence[Item], deletes: Sequence[str]) -> None:
+        """Apply the changes but those at fault, which are found by halving."""
+        try:
+            self._apply(upserts, deletes)
+        except AT_FAULT as error:
+            if len(upserts) + len(deletes) == 1:
+                [item_id] = [*(item.id for item in upserts), *deletes]
+                metrics.ITEMS_SKIPPED.labels(self._app).inc()
+                log.error("follow.item_skipped", app=self._app, item=item_id, error=repr(error))
+                return
+            if upserts and deletes:
+                self._apply_all(upserts, [])
+                self._apply_all([], deletes)
+            else:
+                half = (len(upserts) + len(deletes)) // 2
+                self._apply_all(upserts[:half], deletes[:half])
+                self._apply_all(upserts[half:], deletes[half:])
 
 
 class ExpansionStore(Protocol):
@@ -83,7 +107,7 @@ class Followers:
 
     def start(self) -> None:
         """Catches up once before it returns, where the database lets it; then goes on in the background."""
-        self._catch_up_all(failing=False)
+        self._catch_up_all(set())
         self._thread.start()
 
     def close(self) -> None:
@@ -92,21 +116,22 @@ class Followers:
             self._thread.join(timeout=10)
 
     def _follow(self) -> None:
-        failing = False
+        failing: set[int] = set()
         while not self._stop.wait(self._interval_s):
             failing = self._catch_up_all(failing)
 
-    def _catch_up_all(self, failing: bool) -> bool:
-        """True if one could not; says so in the log once, not each time."""
-        try:
-            for follower in self._followers:
+    def _catch_up_all(self, failing: set[int]) -> set[int]:
+        """The followers, by number, that could not; `failing` are those the log has already named."""
+        failed = set()
+        for number, follower in enumerate(self._followers):
+            try:
                 follower.catch_up()
-        except StoreUnavailable as error:
-            if not failing:
-                log.warning("follow.unavailable", app=self._app, detail=error.detail)
-            return True
-        except Exception as error:
-            if not failing:
-                log.error("follow.failed", app=self._app, error=repr(error), exc_info=True)
-            return True
-        return False
+            except StoreUnavailable as error:
+                failed.add(number)
+                if number not in failing:
+                    log.warning("follow.unavailable", app=self._app, detail=error.detail)
+            except Exception as error:
+                failed.add(number)
+                if number not in failing:
+                    log.error("follow.failed", app=self._app, error=repr(error), exc_info=True)
+        return failed

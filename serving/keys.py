@@ -27,9 +27,11 @@ from serving.errors import BadRequest, NotFound, Overloaded, StoreUnavailable, U
 from serving.store.base import SqlStore, insert
 from serving.store.tables import api_keys
 
-SCOPES = frozenset({"query", "feedback", "items", "admin"})
+SCOPES = frozenset({"query", "feedback", "items", "admin", "pin"})
+"""`pin` lets a request name the release that answers it. No scope implies another."""
 LOCAL_KEY_FILE = "api-key"
 TRACE_SECRET_FILE = "trace-secret"
+WEBHOOK_SECRET_FILE = "webhook-secret"
 CACHE_S = 5.0
 STALE_S = 3600.0
 CACHE_SIZE = 10_000
@@ -185,6 +187,10 @@ class ApiKeys(SqlStore):
             row = connection.execute(select(api_keys).where(api_keys.c.id == key_id)).one()
         if not hmac.compare_digest(row.secret_sha256, _digest(plaintext).hex()):
             raise BadRequest(f"{path} is not the key that was made: delete it, and the next start writes one")
+        scopes = json.dumps(sorted(SCOPES))
+        if row.name == "local" and row.scopes != scopes:  # an older version made it, which knew fewer
+            with self._writing() as connection:
+                connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(scopes=scopes))
         return row.revoked_at is None
 
     def _register(self, key: ApiKey, plaintext: str) -> None:
@@ -272,6 +278,18 @@ def ensure_trace_secret(home: Path) -> bytes:
     if len(secret) != 32:
         raise BadRequest(f"{path} holds no trace secret: delete it, and the next start writes one")
     return secret
+
+
+def ensure_webhook_secret(home: Path) -> str:
+    """The text that signs MLflow's webhooks to this home, made on the first use. The controller gives it to MLflow,
+    the endpoint checks deliveries with it. Raises BadRequest for a file that is empty."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / WEBHOOK_SECRET_FILE
+    with FileLock(home / f".{WEBHOOK_SECRET_FILE}.lock"):
+        text = read_or_create_secret(path, lambda: secrets.token_hex(32))
+    if not text:
+        raise BadRequest(f"{path} holds no webhook secret: delete it, and the next start writes one")
+    return text
 
 
 def read_or_create_secret(path: Path, new: Callable[[], str]) -> str:

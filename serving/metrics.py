@@ -33,9 +33,25 @@ FEEDBACK = Counter("palate_feedback_events", "Feedback events acknowledged.", ["
 TRACES_DROPPED = Gauge("palate_traces_dropped", "Traces lost to a full queue.", multiprocess_mode="livesum")
 SPOOLED = Gauge("palate_feedback_spooled", "Feedback events waiting in the spool.", multiprocess_mode="livesum")
 ITEMS_LAG = Gauge("palate_items_behind", "Catalogue changes not visible yet.", ["app"], multiprocess_mode="livemax")
+ITEMS_SKIPPED = Counter(
+    "palate_items_skipped", "Catalogue changes left out because a release could not take them.", ["app"]
+)
 RELEASE_INFO = Gauge(
     "palate_release_serving", "1 for the release that serves.", ["app", "release"], multiprocess_mode="livemax"
 )
+ARM_REQUESTS = Counter(
+    "palate_arm_requests", "Requests given to an arm of a rollout.", ["app", "rollout", "arm", "outcome"]
+)
+REPLAYED = Counter(
+    "palate_replayed_requests", "Requests that stable answered in an arm's place.", ["app", "arm", "reason"]
+)
+TRAFFIC_PERCENT = Gauge(
+    "palate_traffic_percent", "Weight of an arm, as routed.", ["app", "release", "arm"], multiprocess_mode="livemax"
+)
+EVIDENCE_WAITING = Gauge(
+    "palate_evidence_waiting", "Requests whose evidence is not stored yet.", multiprocess_mode="livesum"
+)
+EVIDENCE_DROPPED = Counter("palate_evidence_dropped", "Requests whose evidence was lost.")
 RELEASE_FAILURES = Counter("palate_release_load_failures", "Releases that could not be loaded.", ["app"])
 
 

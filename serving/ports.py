@@ -58,7 +58,8 @@ class Source(Protocol):
 
     def add(self, first_row: int, items: Sequence[Item]) -> None:
         """Rows `first_row`, `first_row + 1`, … are these items from now on. Visible to the next search; called by one
-        thread at a time, while others search. Old rows of the same items are masked by the catalogue, not here."""
+        thread at a time, while others search. Rows added before from `first_row` on are replaced: an add that was cut
+        short is repeated. Old rows of the same items are masked by the catalogue, not here."""
 
 
 class VectorSource(Protocol):
@@ -102,6 +103,10 @@ class FeedbackStore(Protocol):
     def record_traces(self, traces: Iterable[Trace]) -> None: ...
 
     def trace(self, trace_id: str) -> Trace | None: ...
+
+    def purge(self, before_s: float) -> int:
+        """Forget the traces of requests made before `before_s`, Unix seconds; returns how many there were. What their
+        feedback said stays: an event holds all that it was about."""
 
     def record(self, event: FeedbackEvent) -> bool:
         """Durable when it returns. False if the app's `event_id` was stored before."""

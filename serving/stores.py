@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 from registry.config import RegistryConfig
 from registry.database import Database, open_database
+from registry.journal import SqlBoard, SqlEvidence, SqlJournal
 from registry.mlflow_store import MlflowStore
-from registry.ports import ReleaseStore
+from registry.ports import EvidenceStore, Journal, ReleaseStore, TrafficBoard
+from serving.arms import Arms
 from serving.config import ServingConfig
+from serving.evidence import EvidenceRecorder
 from serving.feedback import FeedbackRecorder
 from serving.ingress import Services
 from serving.ingress.recent import RecentTraces
-from serving.keys import ApiKeys, RateLimiter, ensure_trace_secret
+from serving.ingress.rollouts import Steering
+from serving.keys import ApiKeys, RateLimiter, ensure_trace_secret, ensure_webhook_secret
 from serving.retrieve.rules import learn_expansions
-from serving.router import Load, Router
+from serving.router import ConnectArm, Load, Means, Router
 from serving.schema import AppSpec, FeedbackEvent
 from serving.store import SqlExpansions, SqlFeedbackStore, SqlItemStore
 from serving.trace import TraceWriter
@@ -28,26 +32,46 @@ class Stores:
     items: SqlItemStore
     feedback: SqlFeedbackStore
     expansions: SqlExpansions
+    board: TrafficBoard
+    evidence: EvidenceStore
+    journal: Journal
 
 
 def open_stores(config: ServingConfig) -> Stores:
     """Opens lazily: a database or registry that is away raises on use, not here."""
     database = open_database(config.database)
     uri = config.mlflow_uri or RegistryConfig.from_env().mlflow_uri
+    return stores_over(database, MlflowStore(uri))
+
+
+def stores_over(database: Database, releases: ReleaseStore) -> Stores:
+    """All that lives in the one database, beside the releases."""
     return Stores(
-        database, MlflowStore(uri), SqlItemStore(database), SqlFeedbackStore(database), SqlExpansions(database)
+        database=database,
+        releases=releases,
+        items=SqlItemStore(database),
+        feedback=SqlFeedbackStore(database),
+        expansions=SqlExpansions(database),
+        board=SqlBoard(database),
+        evidence=SqlEvidence(database),
+        journal=SqlJournal(database),
     )
 
 
-def build_services(config: ServingConfig, stores: Stores, load: Load) -> Services:
-    """What the ingress needs, with its background threads running."""
-    router = Router(config.apps, stores.releases, load, config.limits)
+def build_services(
+    config: ServingConfig, stores: Stores, load: Load, connect_arm: ConnectArm | None = None
+) -> Services:
+    """What the ingress needs, with its threads running. Without `connect_arm` stable answers for every arm."""
+    means = Means(stores.board, load, connect_arm, config.limits, config.refresh_s)
+    router = Router(config.apps, stores.releases, means)
+    evidence = EvidenceRecorder(stores.evidence, router.id)
     traces = TraceWriter(stores.feedback)
     recorder = FeedbackRecorder(
         stores.feedback, config.home / "spool", learn=lambda event: _learn(event, router, stores)
     )
 
     def close() -> None:
+        evidence.close()
         traces.close()
         recorder.close()
         stores.database.close()
@@ -55,6 +79,8 @@ def build_services(config: ServingConfig, stores: Stores, load: Load) -> Service
     return Services(
         config=config,
         router=router,
+        arms=Arms(router, evidence),
+        evidence=evidence,
         keys=ApiKeys(stores.database),
         limiter=RateLimiter(config.limits.rate_per_s),
         items=stores.items,
@@ -63,6 +89,13 @@ def build_services(config: ServingConfig, stores: Stores, load: Load) -> Service
         traces=traces,
         recent=RecentTraces(),
         trace_secret=ensure_trace_secret(config.home),
+        steering=Steering(
+            stores.journal,
+            stores.board,
+            stores.evidence,
+            stores.releases,
+            config.webhook_secret or ensure_webhook_secret(config.home),
+        ),
         wall_clock=time.time,
         close=close,
     )

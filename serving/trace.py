@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import threading
 from collections import deque
 from itertools import islice
+from typing import NamedTuple
 
 from serving.errors import BadRequest, NotFound, StoreUnavailable
 from serving.logs import get_log
@@ -26,32 +28,55 @@ MAC_CHARS = 2 * MAC_BYTES
 _VERSION_7 = 7 << 76
 _VARIANT_MASK = (1 << 76) - 1 - (3 << 62)
 _VARIANT = 2 << 62
+_ARM_LETTERS = {"canary": "c", "control": "k"}
+_ARMS = {letter: arm for arm, letter in _ARM_LETTERS.items()}
+_ARM_LABEL = re.compile(r"(.+)\.([1-9][0-9]*)([ck])")
+
+
+class Origin(NamedTuple):
+    """What answered: a release, and where it did so as an arm of a rollout, which one ("canary" or "control")."""
+
+    release: str
+    rollout: int = 0
+    arm: str = ""
 
 
 def mint(secret: bytes, app: str, release: str, now: float) -> str:
-    """A trace id: 32 hex digits (a version 7 UUID of RFC 9562: Unix milliseconds, then 74 random bits), the release,
-    and a 64-bit MAC over both and the app. `secret` has 16 to 32 bytes; `now` is Unix seconds."""
+    """A trace id for a plain answer of a release. `secret` has 16 to 32 bytes; `now` is Unix seconds."""
+    return stamp(secret, app, new_token(now), Origin(release))
+
+
+def new_token(now: float) -> str:
+    """32 hex digits: a version 7 UUID of RFC 9562, Unix milliseconds, then 74 random bits. `now` is Unix seconds."""
     random = int.from_bytes(os.urandom(10))
-    number = (int(now * 1000) & 0xFFFFFFFFFFFF) << 80 | _VERSION_7 | random & _VARIANT_MASK | _VARIANT
-    token = f"{number:032x}"
-    return f"{token}-{release}-{_mac(secret, token, app, release)}"
+    return f"{(int(now * 1000) & 0xFFFFFFFFFFFF) << 80 | _VERSION_7 | random & _VARIANT_MASK | _VARIANT:032x}"
 
 
-def verify(secret: bytes, app: str, trace_id: str) -> str:
-    """The release that answered. Raises BadRequest for what cannot be a trace id, NotFound for one this app did not
-    mint."""
+def stamp(secret: bytes, app: str, token: str, origin: Origin) -> str:
+    """A trace id: the token, the release, for an arm's answer `.{rollout}c` (canary) or `.{rollout}k` (control), and a
+    64-bit MAC over all of it and the app."""
+    label = f"{origin.release}.{origin.rollout}{_ARM_LETTERS[origin.arm]}" if origin.arm else origin.release
+    return f"{token}-{label}-{_mac(secret, token, app, label)}"
+
+
+def verify(secret: bytes, app: str, trace_id: str) -> Origin:
+    """What answered. Raises BadRequest for what cannot be a trace id, NotFound for one this app did not mint."""
     token, _, rest = trace_id.partition("-")
-    release, _, mac = rest.rpartition("-")
-    if len(token) != ID_CHARS or len(mac) != MAC_CHARS or not release or not trace_id.isascii():
+    label, _, mac = rest.rpartition("-")
+    if len(token) != ID_CHARS or len(mac) != MAC_CHARS or not label or not trace_id.isascii():
         raise BadRequest("trace_id is not one that a query returned: send it back unchanged", field="trace_id")
-    if not hmac.compare_digest(mac, _mac(secret, token, app, release)):
+    if not hmac.compare_digest(mac, _mac(secret, token, app, label)):
         raise NotFound(f"{app} answered no query with this trace_id", field="trace_id")
-    return release
+    of_arm = _ARM_LABEL.fullmatch(label)
+    if of_arm is None:
+        return Origin(label)
+    release, rollout, letter = of_arm.groups()
+    return Origin(release, int(rollout), _ARMS[letter])
 
 
-def _mac(secret: bytes, token: str, app: str, release: str) -> str:
+def _mac(secret: bytes, token: str, app: str, label: str) -> str:
     # The token has a fixed length and an app's name no "/", so no two inputs give the same text
-    return hashlib.blake2s(f"{token}{app}/{release}".encode(), key=secret, digest_size=MAC_BYTES).hexdigest()
+    return hashlib.blake2s(f"{token}{app}/{label}".encode(), key=secret, digest_size=MAC_BYTES).hexdigest()
 
 
 class TraceWriter:

@@ -34,8 +34,9 @@ from serving.keys import SCOPES
 from serving.logs import configure_logs
 from serving.router import Load, LoadedRelease
 from serving.schema import AppSpec, Item
-from serving.store import SqlExpansions, SqlFeedbackStore, SqlItemStore
-from serving.stores import Stores, build_services
+from serving.store import SqlItemStore
+from serving.stores import Stores, build_services, stores_over
+from tests.loads import Loads
 from tests.waiting import wait_for
 from training.config import TrainingConfig
 from training.index import BuiltRelease, ReleaseBuilder, work_folder
@@ -144,24 +145,26 @@ class Endpoint:
 
 @dataclass
 class Setup:
-    """What `serve` may be told beside its apps. `load` replaces the real loader."""
+    """What `serve` may be told beside its apps. `load` replaces the real loader; `loads` replaces it and what
+    connects to the arms of rollouts, of which there are none without it; `stores` may replace stores."""
 
     limits: Limits = field(default_factory=Limits)
     load: Callable[[ReleaseVersion], LoadedRelease] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    loads: Loads | None = None
+    stores: Callable[[Stores], Stores] = lambda stores: stores
 
 
 def open_test_stores(config: ServingConfig, releases: ReleaseStore) -> Stores:
     """Real SQLite, migrated, and the releases given."""
     migrate(config.database)
-    database = open_database(config.database)
-    return Stores(database, releases, SqlItemStore(database), SqlFeedbackStore(database), SqlExpansions(database))
+    return stores_over(open_database(config.database), releases)
 
 
 def config_of(home: Path, apps: Sequence[str] = (), setup: Setup | None = None) -> ServingConfig:
     """Quick to notice changes, and one compute thread."""
     setup = setup or Setup()
-    quick: dict[str, Any] = {"threads": 1, "refresh_s": 0.1, "follow_s": 0.1, **setup.config}
+    quick: dict[str, Any] = {"threads": 1, "refresh_s": 0.1, "traffic_poll_s": 0.05, "follow_s": 0.1, **setup.config}
     return ServingConfig(home=home, apps=tuple(apps), limits=setup.limits, **quick)
 
 
@@ -212,8 +215,9 @@ def serve(home: Path, releases: ReleaseStore, apps: Sequence[str], setup: Setup 
     setup = setup or Setup()
     config = config_of(home, apps, setup)
     configure_logs(str(home / "log.jsonl"))  # not among what the tests of the command line read
-    stores = open_test_stores(config, releases)
-    services = build_services(config, stores, _loader(config, stores, setup))
+    stores = setup.stores(open_test_stores(config, releases))
+    connect = setup.loads.connect_arm if setup.loads is not None else None
+    services = build_services(config, stores, _loader(config, stores, setup), connect)
     key = services.keys.create("test", SCOPES).plaintext
     with listening(build_ingress(services)) as url:
         yield Endpoint(url, config, stores, services, key)
@@ -238,11 +242,13 @@ def listening(app: Any) -> Iterator[str]:
 
 
 def _loader(config: ServingConfig, stores: Stores, setup: Setup) -> Load:
-    from serving.app import load_inline  # Ray: only the tests that start a server pay for it
+    from serving.inline import load_inline  # only the tests that load a release pay for it
 
     async def load(version: ReleaseVersion) -> LoadedRelease:
         if setup.load is not None:
             return setup.load(version)
+        if setup.loads is not None:
+            return await setup.loads.load(version)
         spec = AppSpec.model_validate(version.release.spec)
         return await asyncio.to_thread(load_inline, spec, version, stores, config)
 

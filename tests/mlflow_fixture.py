@@ -6,7 +6,6 @@ importing conftest has a server of its own, shared by the tests below it.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,8 @@ import pytest
 from registry.content import digest_folder
 from registry.manifest import release_digest
 from registry.mlflow_server import MlflowServer, start_mlflow
+from registry.net import free_port
 from registry.schema import ComponentRef, Release, Role
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 
-from serving.local.home import Home, free_port
+from registry.net import free_port
+from serving.local.home import Home
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -32,9 +33,18 @@ class Platform:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def key(self) -> str:
+        return self.home.api_key_file.read_text().strip()
+
+    @property
+    def mlflow_url(self) -> str:
+        running = self.home.running()
+        assert running is not None
+        return f"http://127.0.0.1:{running.mlflow_port}"
+
     def client(self) -> httpx.Client:
-        key = self.home.api_key_file.read_text().strip()
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=60)
+        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=60)
 
     def palate(self, *arguments: str, check: bool = True, limit_s: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a `palate` command in this home."""
@@ -45,13 +55,14 @@ class Platform:
 
 
 def run_palate(
-    home: Home, *arguments: str, check: bool = True, limit_s: float = 120
+    home: Home, *arguments: str, check: bool = True, limit_s: float = 120, **variables: str
 ) -> subprocess.CompletedProcess[str]:
+    """`variables` are set in its environment; nothing else of ours leaks into it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PALATE_", "RAY_"))}
     done = subprocess.run(
         [sys.executable, "-m", "serving.cli", *arguments],
         cwd=ROOT,
-        env={**environment, "PALATE_HOME": str(home.root), "COLUMNS": "200"},
+        env={**environment, "PALATE_HOME": str(home.root), "COLUMNS": "200", **variables},
         capture_output=True,
         text=True,
         timeout=limit_s,
@@ -61,20 +72,21 @@ def run_palate(
     return done
 
 
-def start(home: Home, port: int, apps: Sequence[Path | str], *options: str) -> str:
+def start(home: Home, port: int, apps: Sequence[Path | str], *options: str, **variables: str) -> str:
     """Bring a platform up; returns what it printed."""
     arguments = [part for app in apps for part in ("--app", str(app))]
     ports = ("--port", str(port), "--mlflow-port", str(free_port()))
-    return run_palate(home, "up", *arguments, *ports, "--detach", *options, limit_s=START_LIMIT_S).stdout
+    return run_palate(home, "up", *arguments, *ports, "--detach", *options, limit_s=START_LIMIT_S, **variables).stdout
 
 
 @contextmanager
-def running(apps: Sequence[Path | str], *options: str) -> Iterator[Platform]:
-    """A platform for the time of the block; everything it started is gone afterwards."""
+def running(apps: Sequence[Path | str], *options: str, **variables: str) -> Iterator[Platform]:
+    """A platform for the time of the block, started with these options and environment variables; everything it
+    started is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="palate-e2e-"))
     platform = Platform(Home(folder / "home"), free_port())
     try:
-        start(platform.home, platform.port, apps, *options)
+        start(platform.home, platform.port, apps, *options, **variables)
         yield platform
     finally:
         run_palate(platform.home, "down", check=False)

@@ -5,6 +5,7 @@ What is heavy (MLflow, Chroma, torch) is imported by the command that needs it: 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from training.evaluate import Report
 
 STABLE = "stable"
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep the interpreter lock. The words of an index are read in Python while vectors, digests and
+the graph are made in C: at the default of 5 ms each of their many returns to Python waits that long."""
 HomeOption = Annotated[Path | None, typer.Option("--home", envvar="PALATE_HOME", help="Folder of all local state.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -59,6 +63,7 @@ def index(
     from training.index import ReleaseBuilder, work_folder
     from training.measure import measure
 
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     folder = find_app(app)
     spec = load_app_spec(folder)
     config = TrainingConfig.from_env(home)

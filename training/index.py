@@ -94,7 +94,8 @@ class ReleaseBuilder:
             folder = self._work / "catalogue"
             build_catalogue(folder, catalogue, self._spec.items.attributes)
             snapshot = _Part("catalogue", "catalogue", folder)
-        sources = self._spec.retrieve.sources
+        # A drill is made of its options alone.
+        sources = {n: source for n, source in self._spec.retrieve.sources.items() if source.engine != "drill"}
         # Side by side: reading words is Python's work, vectors and graph are not.
         with ThreadPoolExecutor(max_workers=2) as pool:
             built = {
@@ -134,13 +135,14 @@ class ReleaseBuilder:
         with self._timed(name):
             if source.engine == "dense":
                 return self._dense(name, source, folder, catalogue)
-            if source.engine == "rules":
+            role: Role = "rules" if source.engine == "rules" else "lexical"
+            if role == "rules":
                 aliases = self._app_folder / source.aliases if source.aliases else None
                 build_rules(folder, aliases, weights, source.options)
             else:
                 with self._progress.step(f"{name}: words", len(catalogue)) as step:
                     build_lexical(folder, catalogue, weights, source.options, step)
-            return _Part(f"retrieve.{name}", source.engine, folder, needs=("catalogue",))
+            return _Part(f"retrieve.{name}", role, folder, needs=("catalogue",))
 
     def _dense(self, name: str, source: SourceSpec, folder: Path, catalogue: Sequence[Item]) -> _Part:
         texts = [(item.id, item_text(item, self._spec.text_weights(source))) for item in catalogue]

@@ -302,8 +302,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def items_from(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The items that the command line asks for. Raises NoIndex."""
+def lists_from(arguments: argparse.Namespace) -> Path:
+    """The folder of apt's lists that the command line asks for. Raises NoIndex."""
     lists, cache = arguments.lists, arguments.cache or default_cache()
     try:
         lists = lists or fetched_lists(cache)
@@ -314,7 +314,7 @@ def items_from(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ) from error
     if not package_files(lists):
         raise NoIndex(f"there is no *_Packages list in {lists}: name the folder of apt's lists")
-    return read_items(lists)
+    return Path(lists)
 
 
 def main() -> int:
@@ -323,7 +323,7 @@ def main() -> int:
     started = time.monotonic()
     count = 0
     try:
-        for item in items_from(parser.parse_args()):
+        for item in read_items(lists_from(parser.parse_args())):
             print(json.dumps(item, ensure_ascii=False))
             count += 1
             if count % 20_000 == 0:

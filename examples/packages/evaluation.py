@@ -18,12 +18,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from catalogue import NO_INDEX, NoIndex, add_arguments, items_from, say
+from catalogue import NO_INDEX, NoIndex, add_arguments, default_cache, lists_from, read_items, say
 
 LEAST_WORDS = 6
 MOST_WORDS = 30
@@ -82,21 +84,51 @@ def cases(kind: str, items: Iterable[Mapping[str, Any]], split: str) -> Iterator
         yield {"query": query, "accept": named[query], "slice": kind}
 
 
+def fingerprint(lists: Path, kind: str, split: str) -> str:
+    """The same while apt's lists, this code and the question stay the same."""
+    here = Path(__file__).parent
+    known = hashlib.sha256(f"{lists.resolve()} {kind} {split}".encode())
+    for file in (*sorted(p for p in lists.iterdir() if p.is_file()), here / "catalogue.py", here / "evaluation.py"):
+        state = file.stat()
+        known.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return known.hexdigest()
+
+
+def kept_cases(cache: Path, lists: Path, kind: str, split: str) -> list[str]:
+    """The cases as JSON lines: from `cache` where the lists are those they were made of, since reading 64,000
+    descriptions takes seconds and every index build asks; else made and kept."""
+    file, wanted = cache / f"cases-{kind}-{split}.jsonl", fingerprint(lists, kind, split)
+    try:
+        known, *lines, _ = file.read_text(encoding="utf-8").split("\n")  # U+2028 ends no line here
+        if known == wanted:
+            return lines
+    except (OSError, ValueError):
+        pass  # not kept yet, or not readable
+    lines = [json.dumps(case, ensure_ascii=False) for case in cases(kind, read_items(lists), split)]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{os.getpid()}")
+        aside.write_text("".join(f"{line}\n" for line in (wanted, *lines)), encoding="utf-8")
+        aside.replace(file)
+    except OSError as error:
+        say(f"warning: the cases are not kept ({error.strerror}): the next run makes them again")
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Print the evaluation cases of the package index as JSON lines.")
     parser.add_argument("kind", choices=["korean", "english"])
     parser.add_argument("--split", choices=["test", "train", "all"], default="test")
     add_arguments(parser)
     arguments = parser.parse_args()
-    count = 0
     try:
-        for case in cases(arguments.kind, items_from(arguments), arguments.split):
-            print(json.dumps(case, ensure_ascii=False))
-            count += 1
+        lists = lists_from(arguments)
+        lines = kept_cases(arguments.cache or default_cache(), lists, arguments.kind, arguments.split)
     except NoIndex as error:
         say(f"packages: {error}")
         return NO_INDEX
-    say(f"packages: {count:,} {arguments.kind} cases of the {arguments.split} split")
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    say(f"packages: {len(lines):,} {arguments.kind} cases of the {arguments.split} split")
     return 0
 
 

@@ -3,6 +3,7 @@
 `registry.scoreboard` feeds an `Analysis` with what routers saw and asks it for a `Verdict`.
 """
 
+from registry.analysis.analysis import Analysis
 from registry.analysis.verdict import GuardResult, GuardState, Verdict
 
-__all__ = ["GuardResult", "GuardState", "Verdict"]
+__all__ = ["Analysis", "GuardResult", "GuardState", "Verdict"]

@@ -26,6 +26,8 @@ class GuardResult:
     evidence: float = 1.0
     fails_at: float = 100.0
     superior: bool | None = None
+    failed_after: int | None = None
+    """After how many pairs of a canary and a control request the evidence first reached `fails_at`."""
 
 
 @dataclass(frozen=True, slots=True)

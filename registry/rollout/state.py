@@ -11,6 +11,26 @@ from registry.plan import RolloutPlan
 from registry.traffic import ArmReport, Command, RouterReport, TrialArm
 
 Phase = Literal["loading", "shadow", "step", "baking"]
+AliasName = Literal["stable", "canary", "previous"]
+EntryKind = Literal[
+    "adopted",
+    "started",
+    "ready",
+    "step",
+    "paused",
+    "resumed",
+    "promoted",
+    "baked",
+    "rolled-back",
+    "aborted",
+    "superseded",
+    "refused",
+    "refused-command",
+    "alarm",
+    "switched",
+    "note",
+]
+"""`Entry.kind` of what `advance` tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,25 @@ class Rollout:
     alarmed: bool = False
     requests_before: int = 0
     """Canary answers seen before this step began."""
+    elapsed_s: float = 0.0
+    """How long the phase (the step) was watched: the sum of the times between two `Observed`, none counted as negative
+    or as more than MAX_GAP_S. Deadlines and minimum times count by it, so neither a clock that is set nor a controller
+    that was away expires anything."""
+    observed_s: float = 0.0
+    """The clock when `elapsed_s` was last brought up to date."""
+    generation: int = 0
+    """Of the traffic that named its arms first: a router at an older one has not heard of them."""
+    ready: bool = False
+    """Both arms ran, and every live router knew them: from then on they may get users."""
+    control_failed: bool = False
+    """The control arm is down, and the journal says so."""
+    previous: int | None = None
+    """What was `previous` before this release became stable; it is so again when the release is taken back."""
+
+    @property
+    def trial(self) -> bool:
+        """Not stable yet: the alias `canary` belongs to it."""
+        return self.phase != "baking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +83,13 @@ class AliasWrite:
     """An alias still to be written in MLflow: to `version`, None to delete it. Only where it stands at one of
     `replaces` (None: at nothing): anywhere else a person has moved it meanwhile, and the person wins."""
 
-    alias: Literal["stable", "canary", "previous"]
+    alias: AliasName
     version: int | None
     replaces: tuple[int | None, ...]
+
+    def applies_to(self, current: int | None) -> bool:
+        """Whether to write it where the alias stands at `current`. `previous` is the machine's own, and always is."""
+        return self.alias == "previous" or current == self.version or current in self.replaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +117,17 @@ class AppState:
     quarantined: Mapping[int, str] = field(default_factory=dict)
     alias_writes: tuple[AliasWrite, ...] = ()
     tag_writes: tuple[TagWrite, ...] = ()
+    ended_s: float | None = None
+    """When a trial last ended, or stable last went back: who rolls back right after that may mean what is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class AliasesSeen:
     """The aliases as MLflow has them now. `plans` holds the rollout plan of each version named that can be tried;
-    `refused` says of each that cannot why not."""
+    `refused` says of each that cannot why not (one that is in neither is left for the next look).
+
+    Readings come in the order they were taken, and before anything else is written to MLflow: an older one would look
+    like a person who moves the alias back."""
 
     stable: int | None
     canary: int | None
@@ -97,6 +145,21 @@ class Observed:
     verdict: Verdict | None = None
     lost: bool = False
     """A router lost a replica of the canary arm."""
+    shadow_requests: int = 0
+    """Requests mirrored to the canary in this rollout; `shadow_failures` of them had no answer."""
+    shadow_failures: int = 0
+    rollout: int = 0
+    """The rollout that was looked at: of another than the current one nothing is believed. 0: the current one."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSeen:
+    """A person's command, with what is known of the version it names: its `plan` when it can be tried or served,
+    `refused` when it cannot; neither: there is no such version. A bare Command names no version."""
+
+    command: Command
+    plan: RolloutPlan | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +171,7 @@ class Written:
     dropped: tuple[AliasWrite, ...] = ()
 
 
-Event = AliasesSeen | Command | Observed | Written
+Event = AliasesSeen | Command | CommandSeen | Observed | Written
+
+MAX_GAP_S = 60.0
+"""Time between two observations counts as no more than this."""

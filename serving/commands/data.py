@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +19,15 @@ from rich.table import Table
 
 from serving.client import PalateClient
 from serving.commands import HomeOption, JsonOption, console, home_of
-from serving.errors import BadRequest
+from serving.errors import BadRequest, Overloaded
 from serving.local.home import Home
 
 BATCH = 500
 BATCH_BYTES = 2 * 2**20
 """A batch of long items ends sooner: an endpoint takes 8 MiB at once."""
+LEAST_WAIT_S, LONGEST_WAIT_S = 0.1, 60.0
+PATIENCE_S = 600.0
+"""How long a load waits for an endpoint that is too busy for one batch."""
 
 
 def register(commands: typer.Typer) -> None:
@@ -119,12 +124,32 @@ def load_items(
         stream.seek(done.offset)
         task = bar.add_task(f"{app}: {done.items:,} items", total=size, completed=done.offset)
         for batch in _batches(stream, done.line):
-            client.put_items(app, batch.items)
+            patiently(partial(client.put_items, app, batch.items), partial(bar.console.print, markup=False))
             done = _Done(batch.end, batch.last_line, done.items + len(batch.items))
             progress_file.write(done)
             bar.update(task, completed=batch.end, description=f"{app}: {done.items:,} items")
     progress_file.clear()
     console.print(f"{done.items:,} items of {file} are in {app}.", markup=False, highlight=False)
+
+
+def patiently(
+    send: Callable[[], object], say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Calls `send` until the endpoint is not too busy for it, each time after the seconds it asked to wait. Raises
+    Overloaded where that takes longer than PATIENCE_S, and what else `send` raises."""
+    waited = 0.0
+    while True:
+        try:
+            send()
+            return
+        except Overloaded as error:
+            wait_s = min(max(error.retry_after_s, LEAST_WAIT_S), LONGEST_WAIT_S)
+            if waited + wait_s > PATIENCE_S:
+                raise
+            if not waited:
+                say(f"the endpoint is busy: waiting as it asks ({error.detail})")
+            waited += wait_s
+            sleep(wait_s)
 
 
 def delete_items(app: str, ids: list[str], home: HomeOption = None) -> None:

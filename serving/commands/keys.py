@@ -24,7 +24,7 @@ def register(commands: typer.Typer) -> None:
 
 def create(
     name: Annotated[str, typer.Argument(help="Who or what it is for.")],
-    scope: Annotated[list[str], typer.Option("--scope", help="query, feedback, items or admin; repeatable.")],
+    scope: Annotated[list[str], typer.Option("--scope", help="query, feedback, items, pin or admin; repeatable.")],
     app: Annotated[list[str] | None, typer.Option("--app", help="Only these apps; repeatable. Default: all.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests per second.")] = None,
     burst: Annotated[float | None, typer.Option(help="Requests at once.")] = None,

@@ -41,10 +41,14 @@ class Columns:
 
     def encode(self, items: Sequence[Item]) -> dict[str, NDArray[Any]]:
         """Per attribute the column of `items`. Raises BadRequest for a value of the wrong kind."""
+        self.check(items)
+        return {name: self._encode_one(name, [i.attributes.get(name) for i in items]) for name in self.kinds}
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Raises BadRequest for a value of the wrong kind."""
         for item in items:
             for name, kind in self.kinds.items():
                 _check_value(item, name, kind)
-        return {name: self._encode_one(name, [i.attributes.get(name) for i in items]) for name in self.kinds}
 
     def _encode_one(self, name: str, values: Sequence[Any]) -> NDArray[Any]:
         kind = self.kinds[name]
@@ -229,6 +233,10 @@ class Catalogue:
         if filters:
             return self._columns.mask(filters, len(live)) & live
         return live if dead else None
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Raises BadRequest where `apply` would: for an attribute of the wrong kind."""
+        self._columns.check(items)
 
     def apply(self, upserts: Sequence[Item], deletes: Sequence[str]) -> int:
         """Overlay changes; returns the row of the first upsert (the others follow it). Repeating is harmless.

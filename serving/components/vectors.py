@@ -27,7 +27,10 @@ from serving.errors import BadRequest, NotFound, PhaseFailed, StoreUnavailable
 from serving.ports import Vectors
 
 BATCH = 1_000
-"""Records per write and read: what a killed sync may have to embed again."""
+"""Records per write, and per read of their vectors: what a killed sync may have to embed again."""
+
+HASH_PAGE = 20_000
+"""Hashes per read: each page is a query that counts its way to where it begins. SQLite allows Chroma 32,766."""
 
 Embed = Callable[[Sequence[str]], Vectors]
 Progress = Callable[[int], None]
@@ -147,14 +150,14 @@ class ChromaVectors:
             )
 
     def _hashes(self, collection: Any) -> dict[str, str]:
-        """id -> hash of the text, read in pages: SQLite allows Chroma 32,766 records at a time."""
+        """id -> hash of the text."""
         hashes: dict[str, str] = {}
         while True:
             with _chroma(self._where):
-                page = collection.get(include=["metadatas"], limit=self._batch, offset=len(hashes))
+                page = collection.get(include=["metadatas"], limit=HASH_PAGE, offset=len(hashes))
             for item_id, metadata in zip(page["ids"], page["metadatas"], strict=True):
                 hashes[item_id] = (metadata or {}).get("text_sha256", "")
-            if len(page["ids"]) < self._batch:
+            if len(page["ids"]) < HASH_PAGE:
                 return hashes
 
     def _write(self, collection: Any, changed: Sequence[tuple[str, str, str]], embed: Embed) -> None:

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from serving.keys import ApiKey
 
 DEADLINE_HEADER = "x-request-timeout-ms"
+PIN_HEADER = "x-palate-release"
+PIN_PARAMETER = {
+    "name": "X-Palate-Release",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "A version, `stable`, `canary` or `control`: who answers, for keys with the scope `pin`.",
+}
+"""For /openapi.json."""
 
 
 def services_of(request: Request) -> Services:
@@ -46,9 +55,20 @@ def require_app(key: ApiKey, app: str) -> None:
         raise Forbidden(f"key {key.id!r} is for {sorted(key.apps or ())}, not for {app!r}", field="app")
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body. Raises TooLarge as soon as it is known to be, whatever content-length says."""
-    limit = services_of(request).config.limits.max_body_bytes
+def pin_of(request: Request, key: ApiKey) -> str | None:
+    """The release a request names for itself: a version, `stable`, `canary` or `control`. Raises Forbidden."""
+    pin = request.headers.get(PIN_HEADER)
+    if pin is not None and "pin" not in key.scopes:
+        raise Forbidden(
+            f"{PIN_HEADER} needs the scope 'pin'; key {key.id!r} has {sorted(key.scopes)}", field=PIN_HEADER
+        )
+    return pin
+
+
+async def read_body(request: Request, most: int | None = None) -> bytes:
+    """The whole body, `most` bytes (default: as configured). Raises TooLarge as soon as it is known to be, whatever
+    content-length says."""
+    limit = services_of(request).config.limits.max_body_bytes if most is None else most
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise TooLarge(f"the body has {announced} bytes; at most {limit} are taken: send less at once")

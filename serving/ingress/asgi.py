@@ -9,10 +9,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from serving.arms import Arms
 from serving.config import ServingConfig
+from serving.evidence import EvidenceRecorder
 from serving.feedback import FeedbackRecorder
-from serving.ingress import catalogue, embeddings, feedback, openapi, operations, problems, query
+from serving.ingress import catalogue, embeddings, feedback, openapi, operations, problems, query, rollouts, webhooks
 from serving.ingress.recent import RecentTraces
+from serving.ingress.rollouts import Steering
 from serving.keys import ApiKeys, RateLimiter
 from serving.ports import FeedbackStore, ItemStore
 from serving.router import Router
@@ -25,6 +28,8 @@ class Services:
 
     config: ServingConfig
     router: Router
+    arms: Arms
+    evidence: EvidenceRecorder
     keys: ApiKeys
     limiter: RateLimiter
     items: ItemStore
@@ -33,18 +38,20 @@ class Services:
     traces: TraceWriter
     recent: RecentTraces
     trace_secret: bytes
+    steering: Steering
     wall_clock: Callable[[], float]
     close: Callable[[], None]
 
 
 def build_ingress(services: Services) -> FastAPI:
-    """The FastAPI app; its lifespan loads what `stable` points at and keeps following it."""
+    """The FastAPI app; its lifespan loads what is to serve and keeps following that."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await services.router.refresh()
-        services.router.start(services.config.refresh_s)
+        services.router.start(services.config.traffic_poll_s, services.config.refresh_s)
         yield
+        await services.arms.close()
         await services.router.close()
         services.close()
 
@@ -57,7 +64,7 @@ def build_ingress(services: Services) -> FastAPI:
         lifespan=lifespan,
     )
     api.state.services = services
-    for module in (query, feedback, catalogue, embeddings, operations):
+    for module in (query, feedback, catalogue, embeddings, operations, rollouts, webhooks):
         api.include_router(module.routes)
     problems.install(api)
     openapi.install(api)

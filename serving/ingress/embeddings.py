@@ -10,24 +10,36 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from serving.errors import BadRequest, NotFound, TooLarge
-from serving.ingress.access import admit, may_use, read_body, require_app, services_of
+from serving.ingress.access import (
+    PIN_HEADER,
+    PIN_PARAMETER,
+    admit,
+    may_use,
+    pin_of,
+    read_body,
+    require_app,
+    services_of,
+)
 from serving.ingress.models import EmbeddingsRequest, parse
 from serving.ingress.problems import trace_id_of
 
 routes = APIRouter()
 
 
-@routes.post("/v1/embeddings", response_class=Response, tags=["openai"])
+@routes.post("/v1/embeddings", response_class=Response, tags=["openai"], openapi_extra={"parameters": [PIN_PARAMETER]})
 async def embeddings(request: Request) -> Response:
     """Embed texts with an app's embedder. Vectors have unit length."""
     services = services_of(request)
     key = await admit(request, "query")
     wanted = parse(EmbeddingsRequest, await read_body(request))
     require_app(key, wanted.model)
+    pin = pin_of(request, key)
     try:
         served = services.router.served(wanted.model)
     except NotFound as error:
         raise NotFound(error.detail, field="model") from None
+    if pin is not None:
+        served = services.router.pinned(wanted.model, pin, PIN_HEADER)
     texts = wanted.input
     limit = services.config.limits.max_items
     if not texts:

@@ -16,7 +16,7 @@ from serving.ingress.access import admit, read_body, services_of
 from serving.ingress.models import FeedbackRequest, parse
 from serving.logs import get_log
 from serving.schema import AppSpec, FeedbackEvent, Trace
-from serving.trace import verify
+from serving.trace import Origin, verify
 
 routes = APIRouter()
 log = get_log(__name__)
@@ -29,7 +29,7 @@ async def feedback(app: str, request: Request) -> Response:
     await admit(request, "feedback", app)
     served = services.router.served(app)
     wanted = parse(FeedbackRequest, await read_body(request))
-    release = verify(services.trace_secret, app, wanted.trace_id)
+    origin = verify(services.trace_secret, app, wanted.trace_id)
     request.state.trace_id = wanted.trace_id
     _check_event(wanted, served.spec)
     trace = services.recent.get(wanted.trace_id)
@@ -39,12 +39,12 @@ async def feedback(app: str, request: Request) -> Response:
         except StoreUnavailable:
             trace = None  # the event is kept all the same; it is joined by its trace id when examples are built
     event_id = wanted.event_id or request.headers.get("idempotency-key") or uuid.uuid4().hex
-    event = _event(wanted, app, release, event_id, services.wall_clock(), trace)
+    event = _event(wanted, app, origin, event_id, services.wall_clock(), trace)
     recorded = await asyncio.to_thread(services.feedback.record, event)
     metrics.FEEDBACK.labels(app, event.event, recorded.stored).inc()
-    log.info("feedback", trace_id=event.trace_id, app=app, release=release, feedback=event.event, event_id=event_id,
-             stored=recorded.stored)  # fmt: skip
-    body = {"event_id": event_id, "trace_id": event.trace_id, "release": release, "stored": recorded.stored}
+    log.info("feedback", trace_id=event.trace_id, app=app, release=origin.release, feedback=event.event,
+             event_id=event_id, stored=recorded.stored)  # fmt: skip
+    body = {"event_id": event_id, "trace_id": event.trace_id, "release": origin.release, "stored": recorded.stored}
     return Response(orjson.dumps(body), headers={"x-trace-id": event.trace_id}, media_type="application/json")
 
 
@@ -58,7 +58,7 @@ def _check_event(wanted: FeedbackRequest, spec: AppSpec) -> None:
 
 
 def _event(
-    wanted: FeedbackRequest, app: str, release: str, event_id: str, now: float, trace: Trace | None
+    wanted: FeedbackRequest, app: str, origin: Origin, event_id: str, now: float, trace: Trace | None
 ) -> FeedbackEvent:
     """Join the request with its trace. Raises BadRequest where they contradict each other."""
     line: Mapping[str, Any] = {}
@@ -76,7 +76,7 @@ def _event(
         event_id=event_id,
         trace_id=wanted.trace_id,
         app=app,
-        release=release,
+        release=origin.release,
         event=wanted.event,
         at_s=now,
         user=wanted.user or (trace.user if trace else None),
@@ -86,4 +86,6 @@ def _event(
         rejected=tuple(wanted.rejected),
         value=wanted.value,
         scores=scores,
+        rollout=origin.rollout,
+        arm=origin.arm,
     )

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from registry.webhook import WEBHOOK_PATH
 from serving.ingress.models import (
     DeleteRequest,
     EmbeddingsRequest,
@@ -16,6 +17,7 @@ from serving.ingress.models import (
     Problem,
     QueryRequest,
 )
+from serving.ingress.rollout_docs import RolloutRequest
 
 BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("/v1/apps/{app}/query", "post"): QueryRequest,
@@ -23,6 +25,7 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("/v1/apps/{app}/items", "put"): ItemsRequest,
     ("/v1/apps/{app}/items", "delete"): DeleteRequest,
     ("/v1/embeddings", "post"): EmbeddingsRequest,
+    ("/v1/apps/{app}/rollout", "post"): RolloutRequest,
 }
 _IDS = {"type": "array", "items": {"type": "string"}}
 PARAMETERS: dict[tuple[str, str], dict[str, tuple[dict[str, Any], str]]] = {
@@ -32,10 +35,14 @@ PARAMETERS: dict[tuple[str, str], dict[str, tuple[dict[str, Any], str]]] = {
         "id": (_IDS, "Only these items; repeatable."),
     },
     ("/v1/apps/{app}/items", "delete"): {"id": (_IDS, "Items to delete, in place of a body; repeatable.")},
+    ("/v1/apps/{app}/rollouts", "get"): {
+        "limit": ({"type": "integer", "minimum": 1, "maximum": 500, "default": 20}, "How many, newest first."),
+    },
 }
 """Query parameters that routes read from the request: name -> (schema, description)."""
 
-OPEN = ("/healthz", "/readyz", "/metrics")
+OPEN = ("/healthz", "/readyz", "/metrics", WEBHOOK_PATH)
+"""Routes that take no key; the webhook is signed instead."""
 
 
 def install(api: FastAPI) -> None:

@@ -35,6 +35,7 @@ async def prometheus(request: Request) -> Response:
     services = services_of(request)
     metrics.TRACES_DROPPED.set(services.traces.dropped)
     metrics.SPOOLED.set(services.feedback.pending)
+    metrics.EVIDENCE_WAITING.set(services.evidence.waiting)
     for app, served in services.router.apps().items():
         metrics.QUEUE_DEPTH.labels(app).set(served.waiting if served is not None else 0)
     text = await asyncio.to_thread(metrics.render)
@@ -43,7 +44,8 @@ async def prometheus(request: Request) -> Response:
 
 @routes.get("/v1/apps", response_class=Response, tags=["operations"])
 async def apps(request: Request) -> Response:
-    """The apps this endpoint serves, with the release of each, and what keeps one from serving its `stable`."""
+    """The apps this endpoint serves, with the release of each, the rollout that runs, and what keeps one from serving
+    its `stable`."""
     services = services_of(request)
     key = await admit(request, "query")
     listed = []
@@ -53,6 +55,13 @@ async def apps(request: Request) -> Response:
         entry: dict[str, Any] = {"name": name, "ready": served is not None}
         if problem := services.router.problem(name):
             entry["problem"] = problem
+        traffic = services.router.traffic(name)
+        if traffic is not None and traffic.canary is not None:
+            entry["rollout"] = {
+                "number": traffic.rollout,
+                "canary": str(traffic.canary),
+                "percent": traffic.canary_percent,
+            }
         if served is not None:
             entry |= {
                 "release": served.version,

@@ -11,17 +11,18 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from serving import metrics
+from serving.arms import Asked, Given
 from serving.components.catalogue import Columns
 from serving.config import Limits
 from serving.errors import BadRequest, PalateError, TooLarge
-from serving.ingress.access import admit, allowed_time_s, read_body, services_of
+from serving.ingress.access import PIN_HEADER, PIN_PARAMETER, admit, allowed_time_s, pin_of, read_body, services_of
 from serving.ingress.models import AnswerModel, AnswersModel, QueryRequest, parse
 from serving.ingress.problems import status_of
 from serving.logs import get_log
 from serving.pipeline import Answer, Line
-from serving.router import ServedRelease
+from serving.router import Router, ServedRelease
 from serving.schema import AppSpec, Candidate, Query, Trace
-from serving.trace import mint
+from serving.trace import Origin, new_token, stamp
 
 routes = APIRouter()
 log = get_log(__name__)
@@ -32,41 +33,56 @@ log = get_log(__name__)
     response_class=Response,
     responses={200: {"model": AnswerModel | AnswersModel}},
     tags=["query"],
+    openapi_extra={"parameters": [PIN_PARAMETER]},
 )
 async def query(app: str, request: Request) -> Response:
     """Search an app's catalogue with one text, or with several."""
     started = time.monotonic()
     services = services_of(request)
-    await admit(request, "query", app)
-    served = services.router.served(app)
-    now = services.wall_clock()
-    trace_id = request.state.trace_id = mint(services.trace_secret, app, served.version, now)
+    pin = pin_of(request, await admit(request, "query", app))
+    stable = services.router.served(app)
+    now, secret = services.wall_clock(), services.trace_secret
+    token = new_token(now)
+    origin, release = Origin(stable.version), stable.version
+    trace_id = request.state.trace_id = stamp(secret, app, token, origin)
     status = 500  # unless it ends in one of the ways below
     try:
         wanted = parse(QueryRequest, await read_body(request))
-        queries = _queries(wanted, served.spec, services.config.limits)
-        answers = await served.answer(queries, started + allowed_time_s(request, served.spec.deadline_s))
+        queries = _queries(wanted, stable.spec, services.config.limits)
+        deadline = started + allowed_time_s(request, stable.spec.deadline_s)
+        # Checked by stable's spec for every arm: what stable takes is a good request
+        asked = Asked(app, wanted.user or wanted.session, token, queries, deadline)
+        given = await (services.arms.answer(asked) if pin is None else _pinned(services.router, pin, asked))
+        release = given.served.version
         status = 200
     except PalateError as error:
         status = status_of(error)
         raise
     finally:
         elapsed_s = time.monotonic() - started
-        metrics.REQUESTS.labels(app, served.version, "query", status).inc()
-        metrics.REQUEST_SECONDS.labels(app, served.version, "query").observe(elapsed_s)
+        metrics.REQUESTS.labels(app, release, "query", status).inc()
+        metrics.REQUEST_SECONDS.labels(app, release, "query").observe(elapsed_s)
+    if given.origin != origin:
+        trace_id = request.state.trace_id = stamp(secret, app, token, given.origin)
     bodies = []
-    for number, (one, answer) in enumerate(zip(queries, answers, strict=True)):
-        its_id = trace_id if number == 0 else mint(services.trace_secret, app, served.version, now)
-        trace = _trace(its_id, served, one, answer, now, elapsed_s)
+    for number, (one, answer) in enumerate(zip(queries, given.answers, strict=True)):
+        its_id = trace_id if number == 0 else stamp(secret, app, new_token(now), given.origin)
+        trace = _trace(its_id, given, one, answer, (now, elapsed_s))
         services.traces.record(trace)
         services.recent.remember(trace)
-        bodies.append(_answer_json(served, answer, trace))
-    log.info("query", trace_id=trace_id, app=app, release=served.version, texts=len(queries), ms=_ms(elapsed_s))
+        bodies.append(_answer_json(given.served, answer, trace))
+    log.info("query", trace_id=trace_id, app=app, release=release, texts=len(queries), ms=_ms(elapsed_s))
     if wanted.query is not None:
         body = bodies[0]
     else:
-        body = {"trace_id": trace_id, "app": app, "release": served.version, "answers": bodies}
+        body = {"trace_id": trace_id, "app": app, "release": release, "answers": bodies}
     return Response(orjson.dumps(body), headers={"x-trace-id": trace_id}, media_type="application/json")
+
+
+async def _pinned(router: Router, pin: str, asked: Asked) -> Given:
+    """By the release that the request names: no evidence, and nothing stands in for it. Raises PalateError."""
+    served = router.pinned(asked.app, pin, PIN_HEADER)
+    return Given(served, await served.answer(asked.queries, asked.deadline), Origin(served.version))
 
 
 def _queries(wanted: QueryRequest, spec: AppSpec, limits: Limits) -> list[Query]:
@@ -129,7 +145,9 @@ def _line_json(line: Line) -> dict[str, Any]:
     }
 
 
-def _trace(trace_id: str, served: ServedRelease, query: Query, answer: Answer, now: float, elapsed_s: float) -> Trace:
+def _trace(trace_id: str, given: Given, query: Query, answer: Answer, when: tuple[float, float]) -> Trace:
+    """`when`: Unix time, and the seconds it took."""
+    now, elapsed_s = when
     timings: Mapping[str, float] = {
         **{phase: round(ms, 3) for phase, ms in answer.timings_ms.items()},
         "total": _ms(elapsed_s),
@@ -144,14 +162,17 @@ def _trace(trace_id: str, served: ServedRelease, query: Query, answer: Answer, n
     ]
     return Trace(
         trace_id=trace_id,
-        app=served.spec.name,
-        release=served.version,
+        app=given.served.spec.name,
+        release=given.served.version,
         at_s=now,
         query=query.text,
         lines=lines,
         user=query.user,
         session=query.session,
+        status="replayed" if given.replayed else "ok",
         timings_ms=timings,
+        rollout=given.origin.rollout,
+        arm=given.origin.arm,
     )
 
 

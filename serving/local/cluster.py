@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from serving.local.home import Home, SetupError, free_port
+from registry.net import free_port
+from serving.local.home import Home, SetupError
 
 
 def ray_environment(home: Home, log_file: Path) -> dict[str, str]:

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
+
+from registry.net import port_fault
 
 MIN_FREE_BYTES = 2 * 2**30
 
@@ -127,15 +129,19 @@ class Home:
             return {}
 
     def secret(self, name: str) -> bytes:
-        """32 random bytes, made on first use, readable by the owner only."""
+        """32 random bytes, made on first use, readable by the owner only. Raises SetupError for a file that holds
+        something else or cannot be used."""
+        from serving.keys import read_or_create_secret  # with it comes the database, which few commands need
+
         path = self.root / f"{name}.secret"
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return bytes.fromhex(path.read_text())
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(secrets.token_hex(32))
-        return bytes.fromhex(path.read_text())
+            with FileLock(self.root / f".{path.name}.lock"):
+                secret = bytes.fromhex(read_or_create_secret(path, lambda: secrets.token_hex(32)))
+        except (OSError, ValueError) as error:
+            raise SetupError(f"the secret in {path} cannot be used ({error}): see to the file, or delete it") from None
+        if len(secret) != 32:
+            raise SetupError(f"the secret in {path} has {len(secret)} bytes, not 32: delete the file")
+        return secret
 
 
 def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -155,15 +161,5 @@ def alive(pid: int, created_s: float) -> bool:
 
 def check_port(port: int, option: str) -> None:
     """Raises SetupError when somebody listens on the port already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise SetupError(f"port {port} is in use ({error.strerror}): choose another with {option}") from None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    if fault := port_fault(port):
+        raise SetupError(f"port {port} is in use ({fault}): choose another with {option}")

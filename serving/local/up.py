@@ -1,6 +1,7 @@
 """`palate up`: MLflow, Ray and the endpoint on this machine, from nothing to a first answer.
 
-Runs as one process that the others end with: it starts MLflow as a child, Ray as its own cluster, and watches both.
+Runs as one process that the others end with: it starts MLflow and the controller of rollouts as children, Ray as its
+own cluster, and watches them.
 First starts also fill the catalogue and build each app's first release, in a process of their own (`palate index`),
 so that what only building needs does not stay in memory.
 """
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
@@ -27,14 +29,19 @@ from registry.database import migrate, open_database
 from registry.errors import RegistryError, RegistryUnavailable, ReleaseNotFound
 from registry.mlflow_server import MlflowServer, start_mlflow
 from registry.ports import ReleaseStore
+from registry.webhook import WEBHOOK_PATH
 from serving.config import ServingConfig
 from serving.errors import PalateError
 from serving.keys import ApiKeys
 from serving.local import cluster
+from serving.local.controller import ControllerProcess
 from serving.local.home import Home, Running, SetupError, check_port
 from serving.local.seed import seed_items
 from serving.schema import AppSpec, load_app_spec
 from serving.store import SqlItemStore
+
+if TYPE_CHECKING:  # Ray is imported once its environment is set
+    from serving.local.deployments import Deployer
 
 READY_TIMEOUT_S = 60.0
 WATCH_S = 2.0
@@ -62,6 +69,9 @@ class Platform:
         self._home = options.home
         self._say = say
         self._mlflow: MlflowServer | None = None
+        self._deployer: Deployer | None = None
+        self._controller: ControllerProcess | None = None
+        self._state: Running | None = None
         self._stop = threading.Event()
         self._specs: dict[str, AppSpec] = {}
         self._lock = FileLock(self._home.lock_file)
@@ -86,32 +96,47 @@ class Platform:
         self._home.write_state(state)
         self._prepare_data()
         self._check_stopped()
+        webhook = {"PALATE_WEBHOOK_URL": f"{state.url}{WEBHOOK_PATH}"}
+        self._controller = ControllerProcess(self._home, {**self._environment(), **webhook})
+        self._controller.keep()
         self._start_serve()
-        state = replace(state, ready=True, children=_descendants())
+        self._state = state = replace(state, ready=True, children=_descendants())
         self._home.write_state(state)
         return state
 
     def watch(self) -> None:
-        """Until SIGTERM or SIGINT: keep MLflow running and split releases deployed, and note what runs."""
+        """Until SIGTERM or SIGINT: keep MLflow and the controller running, and note what runs."""
         from serving.local import deployments
 
         while not self._stop.wait(WATCH_S):
             if self._mlflow is not None and self._mlflow.poll() is not None:
                 self._say("MLflow ended; starting it again (serving goes on meanwhile)")
                 self._try_start_mlflow()
-            self._deploy_split()
+            if self._controller is not None and self._controller.keep():
+                self._say(f"The controller ended and was started again; {self._controller.log} says why")
+                self._note_children()
             self._home.write_deployments(deployments.describe())
 
     def stop(self) -> None:
         """End everything this started, newest first. Safe to call at any point of a failed start."""
         if not self._lock.is_locked:
             return  # the home is another's: nothing in it is ours
+        if self._controller is not None:
+            self._controller.stop()  # first: it must not judge what is being taken down
+        if self._deployer is not None:
+            self._deployer.close()
         if "ray" in sys.modules:
             cluster.stop_ray()
         if self._mlflow is not None:
             self._mlflow.stop()
         self._home.state_file.unlink(missing_ok=True)
         self._lock.release()
+
+    def _note_children(self) -> None:
+        """So that `palate down` finds them even after this process was killed."""
+        if self._state is not None:
+            self._state = replace(self._state, children=_descendants())
+            self._home.write_state(self._state)
 
     # --- steps ---
 
@@ -181,7 +206,7 @@ class Platform:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._say("Starting the endpoint")
         serve.start(http_options={"host": "127.0.0.1", "port": self._options.port})
-        self._deploy_split()
+        self._start_deployer()
         serve.run(ingress_application(self._config(), self._options.replicas), name=INGRESS, route_prefix="/")
         self._wait_until_ready()
 
@@ -197,20 +222,17 @@ class Platform:
                 problem = str(answer.json().get("problems", answer.text))
             except (httpx.TransportError, ValueError):
                 pass
-            self._deploy_split()
             time.sleep(0.2)
         raise SetupError(f"the endpoint is not ready after {READY_TIMEOUT_S:.0f} s: {problem}")
 
-    def _deploy_split(self) -> None:
-        """Serve applications for the stable releases that are placed `split`, and none for older ones."""
-        if all(spec.placement.default == "inline" for spec in self._specs.values()):
-            return
-        from serving.local.deployments import reconcile_split
+    def _start_deployer(self) -> None:
+        """From now on what the traffic names runs beside the endpoint: split releases, and the arms of rollouts."""
+        from registry.journal import SqlBoard
+        from serving.local.deployments import Deployer
 
-        try:
-            reconcile_split(tuple(self._specs), self._releases(), self._config())
-        except RegistryError as error:
-            self._say(f"the registry does not answer: {error}")
+        config = self._config()
+        self._deployer = Deployer(SqlBoard(open_database(config.database)), self._releases(), config)
+        self._deployer.start()
 
     def _releases(self) -> ReleaseStore:
         from registry.mlflow_store import MlflowStore

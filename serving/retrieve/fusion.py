@@ -10,7 +10,8 @@ Scores are first scaled to 0..1, by what the source's engine gives:
   Ingber 2022 (arXiv 2210.11934), who find a convex combination on it ahead of reciprocal ranks, in and out of domain.
 
 weighted is that convex combination; rrf is Cormack, Clarke, Buettcher 2009 (SIGIR, "Reciprocal rank fusion"), weighted
-and divided by its maximum. A candidate that a source did not return gets 0 from it.
+and divided by its maximum. A candidate that a source did not return gets 0 from it; one that gets 0 from every source
+is none: nobody speaks for it.
 """
 
 from __future__ import annotations
@@ -37,9 +38,15 @@ class Merged(NamedTuple):
     scores: Mapping[str, float]
 
 
+def reaches(score: float, threshold: float) -> bool:
+    """Whether a score is at or above a threshold. Scores are float32, and 0.7 as such is 0.69999999: both are compared
+    at that precision, so that a score of 0.7 reaches a threshold of 0.7."""
+    return bool(np.float32(score) >= np.float32(threshold))
+
+
 def decided(hits: Hits, spec: FusionSpec) -> bool:
     """Whether a cascade stops here. It compares the score as it is: lexical scores know no threshold, any hit ends."""
-    return len(hits.scores) > 0 and float(hits.scores[0]) >= spec.threshold
+    return len(hits.scores) > 0 and reaches(hits.scores[0], spec.threshold)
 
 
 def scaled(hits: Hits, source: SourceSpec) -> Scores:
@@ -48,6 +55,7 @@ def scaled(hits: Hits, source: SourceSpec) -> Scores:
     if source.engine == "lexical" and len(scores) and scores[0] > 0:
         scores /= scores[0]
     if source.engine == "dense" and (floor := source.options.get("floor", 0.0)):
+        floor = float(np.float32(floor))  # at the precision of the scores, see `reaches`
         scores = (scores - floor) / (1.0 - floor)
     return np.clip(scores, 0.0, 1.0)
 
@@ -80,7 +88,7 @@ class Fusion:
             line[at] = weight * self._worth(name, one)
             places[at] = np.minimum(places[at], np.arange(len(at)))
         fused = np.minimum(np.maximum(shares, 0.0).sum(axis=0), 1.0)
-        best = np.lexsort((rows, places, -fused))[:top_k]
+        best = np.lexsort((rows, places, -fused))[: min(top_k, np.count_nonzero(fused))]
         names, givers = list(lists), shares[:, best].argmax(axis=0)
         chosen = rows[best].tolist()
         said = {name: dict(zip(one.rows.tolist(), one.scores.tolist(), strict=True)) for name, one in lists.items()}
@@ -93,7 +101,8 @@ class Fusion:
         """The hits of a source that stands alone: its order is the order, and its scores, scaled, are the scores."""
         worth = np.minimum(self._worth(name, hits)[:top_k], 1.0).tolist()
         rows, raw = hits.rows[:top_k].tolist(), hits.scores[:top_k].tolist()
-        return [Merged(row, score, name, {name: said}) for row, score, said in zip(rows, worth, raw, strict=True)]
+        found = zip(rows, worth, raw, strict=True)
+        return [Merged(row, score, name, {name: said}) for row, score, said in found if score > 0]
 
     def _heard(self, hits: Mapping[str, Hits]) -> dict[str, Hits]:
         """The lists that count, in an order that does not depend on the caller's."""

@@ -51,9 +51,12 @@ class LexicalSource:
         return [self._search(query.text, mask, top_k) for query, mask in zip(queries, allowed, strict=True)]
 
     def add(self, first_row: int, items: Sequence[Item]) -> None:
-        """As `ports.Source.add`. Raises ValueError for a row that is taken."""
+        """As `ports.Source.add`: rows added before from `first_row` on are replaced. Raises ValueError for a row of the
+        snapshot."""
+        if first_row < self._scoring.rows:
+            raise ValueError(f"row {first_row} is the snapshot's: the first free one is {self._scoring.rows}")
         if first_row < self._rows:
-            raise ValueError(f"row {first_row} is taken: the next free one is {self._rows}")
+            self._drop_from(first_row)
         new: dict[int, list[tuple[int, float]]] = {}
         for row, item in enumerate(items, start=first_row):
             document, name = self._scoring.document(item)
@@ -69,6 +72,14 @@ class LexicalSource:
                 (rows, scores) if old is None else (np.concatenate([old[0], rows]), np.concatenate([old[1], scores]))
             )
         self._rows = first_row + len(items)
+
+    def _drop_from(self, row: int) -> None:
+        """Forget the added rows from `row` on: an `add` that another source's fault cut short is repeated."""
+        self._rows = row
+        for feature, (rows, scores) in list(self._added.items()):
+            kept = int(np.searchsorted(rows, row))
+            if kept < len(rows):
+                self._added[feature] = rows[:kept], scores[:kept]
 
     def _search(self, text: str, mask: Mask | None, top_k: int) -> Hits:
         # A mask may be older or newer than the rows: what only one of them knows is not searched.

@@ -53,14 +53,20 @@ class Retrieval:
         return [self._result(hits, query.top_k) for hits, query in zip(found, queries, strict=True)]
 
     def apply(self, upserts: Sequence[Item], deletes: Sequence[str]) -> None:
-        """Make catalogue changes visible. Blocks while the new texts are embedded; safe to repeat."""
+        """Make catalogue changes visible: all of them, or none where it raises. Blocks while the new texts are
+        embedded; safe to repeat. Raises BadRequest for an attribute of the wrong kind."""
         with self._writing:
+            self._catalogue.check(upserts)
             first = self._catalogue.rows
             if upserts:
-                for source in self._sources.values():
+                vectors = {
+                    name: source.embed_now([item_text(item, source.fields) for item in upserts])
+                    for name, source in self._sources.items()
+                    if isinstance(source, DenseSource)
+                }
+                for name, source in self._sources.items():
                     if isinstance(source, DenseSource):
-                        texts = [item_text(item, source.fields) for item in upserts]
-                        source.vectors.add(first, source.embed_now(texts))
+                        source.vectors.add(first, vectors[name])
                     else:
                         source.add(first, upserts)
             # Last: a row is live only once every source knows it.
@@ -126,5 +132,5 @@ class Retrieval:
                     ),
                 )
         best = list(candidates.values())
-        abstained = not best or best[0].score < self._spec.fusion.abstain_below
+        abstained = not best or not fusion.reaches(best[0].score, self._spec.fusion.abstain_below)
         return Result(best, abstained)

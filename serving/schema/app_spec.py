@@ -36,7 +36,7 @@ class UnderstandSpec(Spec):
 class SourceSpec(Spec):
     """One way to propose candidates. `engine` names the adapter; the other keys are what that adapter reads."""
 
-    engine: Literal["rules", "lexical", "dense"]
+    engine: Literal["rules", "lexical", "dense", "drill"]
     top_k: int = Field(10, ge=1, le=1000)
     fields: dict[str, float] = Field(default_factory=dict, description="Field -> weight; default: items.text, each 1.")
     weight: float = Field(1.0, ge=0, description="Its weight in a weighted or rrf fusion.")
@@ -58,11 +58,18 @@ class SourceSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _drill_weighs_nothing(self) -> SourceSpec:
+        if self.engine == "drill" and self.weight != 0:
+            raise ValueError(f"a source of engine `drill` proposes nothing: give it `weight: 0`, not {self.weight}")
+        return self
+
+    @model_validator(mode="after")
     def _keys_fit_engine(self) -> SourceSpec:
         allowed = {
             "dense": {"embedder", "precision", "max_tokens", "search", "options"},
             "rules": {"aliases", "options"},
             "lexical": {"options"},
+            "drill": {"options"},
         }
         for engine, keys in allowed.items():
             for key in sorted(keys - allowed[self.engine]):
@@ -97,6 +104,21 @@ class RetrieveSpec(Spec):
             raise ValueError(f"fusion.order names {unknown}, but sources are {sorted(self.sources)}")
         if self.fusion.method == "cascade" and set(self.fusion.order) != set(self.sources):
             raise ValueError(f"fusion.order must name every source of a cascade: {sorted(self.sources)}")
+        return self
+
+    @model_validator(mode="after")
+    def _embedder_reads_one_way(self) -> RetrieveSpec:
+        first: dict[str, str] = {}
+        for name, source in self.sources.items():
+            if source.engine == "dense":
+                other = first.setdefault(source.embedder, name)
+                for key in ("max_tokens", "precision"):
+                    mine, its = getattr(source, key), getattr(self.sources[other], key)
+                    if mine != its:
+                        raise ValueError(
+                            f"sources.{other} and sources.{name} share the embedder {source.embedder!r}, but their "
+                            f"`{key}` are {its!r} and {mine!r}: give both the same"
+                        )
         return self
 
 

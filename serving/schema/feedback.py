@@ -11,7 +11,9 @@ from typing import Any
 class Trace:
     """One answered (or failed) query. `lines` holds, per understood line, its raw text and the candidates shown.
 
-    `at_s` is Unix time; `timings_ms` maps a phase to its milliseconds, with "total" for the whole.
+    `at_s` is Unix time; `timings_ms` maps a phase to its milliseconds, with "total" for the whole. `rollout` and `arm`
+    ("canary" or "control") say which arm of which rollout answered; 0 and "" for stable's plain answers. `status` is
+    "replayed" where an arm failed and stable answered in its place.
     """
 
     trace_id: str
@@ -24,6 +26,8 @@ class Trace:
     session: str | None = None
     status: str = "ok"
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    rollout: int = 0
+    arm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class FeedbackEvent:
     """One event about one trace. `event_id` makes it idempotent: the same id is stored once.
 
     `raw` is the line the user chose for, `selected` the item chosen, `rejected` the items shown and turned down,
-    `scores` the score each source gave the shown items (so `scores["rules"][item_id]` is the rule score).
+    `scores` the score each source gave the shown items (so `scores["rules"][item_id]` is the rule score). `rollout`
+    and `arm` are those of the answer, as its trace id proves them; 0 and "" for a plain answer.
     """
 
     event_id: str
@@ -47,3 +52,5 @@ class FeedbackEvent:
     rejected: Sequence[str] = ()
     value: float | None = None
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rollout: int = 0
+    arm: str = ""

@@ -13,6 +13,7 @@ from serving.fakes import MemoryFeedbackStore
 from serving.ports import FeedbackStore
 from serving.schema import FeedbackEvent, Trace
 from serving.store import SqlExpansions, SqlFeedbackStore
+from serving.store.feedback import TRACES_PER_PURGE
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -101,6 +102,20 @@ def test_traces_are_kept_and_found(store: FeedbackStore) -> None:
     assert store.trace("t1") == trace
     assert store.trace("t2") == other
     assert store.trace("none") is None
+
+
+def test_old_traces_are_forgotten_and_feedback_is_not(store: FeedbackStore) -> None:
+    old = [Trace(f"{app}{n}", app, "3", float(n), "q", ()) for app in ("a", "b") for n in range(TRACES_PER_PURGE + 1)]
+    new = [Trace(f"new-{app}", app, "3", 1000.0, "q", ()) for app in ("a", "c")]
+    store.record_traces(old + new)
+    store.record(event("e", trace_id="a0"))
+    assert store.purge(0.0) == 0
+    assert store.purge(1.0) == 2
+    assert [store.trace(i) is None for i in ("a0", "b0", "a1", "b1")] == [True, True, False, False]
+    assert store.purge(1000.0) == len(old) - 2
+    assert store.purge(1000.0) == 0
+    assert [store.trace(t.trace_id) for t in new] == new
+    assert store.events("a", 0, 10) == [(1, event("e", trace_id="a0"))]
 
 
 def test_clients_teach_their_words(database: Database) -> None:

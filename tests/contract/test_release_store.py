@@ -114,6 +114,18 @@ def test_an_alias_moves_and_goes(store: ReleaseStore, app: str, tmp_path: Path) 
         store.get(app, "stable")
 
 
+def test_the_aliases_are_read_at_once(store: ReleaseStore, app: str, tmp_path: Path) -> None:
+    assert store.aliases(app) == {}
+    for mark in ("1", "2"):
+        store.publish(*make_release(tmp_path, app, f"{app}-{mark}"))
+    assert store.aliases(app) == {}
+    store.set_alias(app, "stable", 1)
+    store.set_alias(app, "canary", 2)
+    assert store.aliases(app) == {"stable": 1, "canary": 2}
+    store.delete_alias(app, "canary")
+    assert store.aliases(app) == {"stable": 1}
+
+
 def test_tags_are_added_and_replaced(store: ReleaseStore, app: str, tmp_path: Path) -> None:
     version = store.publish(*make_release(tmp_path, app, app))
     store.set_tags(app, 1, {"palate.rollback": "error rate", "note": "하나"})

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.local.home import Home, free_port
+from registry.net import free_port
+from serving.local.home import Home
 from tests.platform import Platform, run_palate, running, start, wine_app
 from tests.waiting import wait_for
 

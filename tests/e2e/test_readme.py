@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.local.home import Home, free_port
+from registry.net import free_port
+from serving.local.home import Home
 from tests.platform import ROOT, Platform
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

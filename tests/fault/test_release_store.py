@@ -15,8 +15,9 @@ from registry.errors import RegistryError, RegistryUnavailable, ReleaseNotFound
 from registry.manifest import release_digest
 from registry.mlflow_server import MlflowServer, start_mlflow
 from registry.mlflow_store import COMPONENTS_EXPERIMENT, MlflowStore
+from registry.net import free_port
 from registry.schema import Release
-from tests.mlflow_fixture import component, free_port, make_release
+from tests.mlflow_fixture import component, make_release
 
 FILES = 300  # enough that a process can be killed among them
 

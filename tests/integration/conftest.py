@@ -3,6 +3,7 @@
 from tests.endpoint import dense_endpoint, dense_home, endpoint, fresh_home, shared_endpoint, tea_home
 from tests.mlflow_fixture import mlflow, mlflow_uri
 from tests.postgres import postgres, postgres_url
+from tests.trial import trial
 
 __all__ = [
     "dense_endpoint",
@@ -15,4 +16,5 @@ __all__ = [
     "postgres_url",
     "shared_endpoint",
     "tea_home",
+    "trial",
 ]

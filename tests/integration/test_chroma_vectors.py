@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from registry.net import free_port
 from serving.components.vectors import BATCH, ChromaVectors, SyncReport
 from serving.errors import BadRequest, NotFound, PhaseFailed, StoreUnavailable
 from serving.ports import Vectors
@@ -222,12 +222,6 @@ def test_either_a_folder_or_a_server(tmp_path: Path) -> None:
     for wrong in ({}, {"path": tmp_path, "url": "http://127.0.0.1:1"}, {"url": "chroma:8000"}):
         with pytest.raises(BadRequest):
             ChromaVectors(**wrong)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_server_that_is_not_there_is_unavailable() -> None:

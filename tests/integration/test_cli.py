@@ -86,6 +86,7 @@ def test_help_names_every_command(palate: Palate) -> None:
         "index",
         "evaluate",
         "releases",
+        "rollout",
     ):
         assert command in ran.out
         assert palate(command, "--help").status == 0

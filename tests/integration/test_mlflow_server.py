@@ -20,8 +20,9 @@ from registry.errors import RegistryUnavailable
 from registry.manifest import release_digest
 from registry.mlflow_server import MlflowServer, mlflow_command, start_mlflow
 from registry.mlflow_store import MlflowStore
+from registry.net import free_port
 from registry.schema import Release
-from tests.mlflow_fixture import component, free_port, make_release
+from tests.mlflow_fixture import component, make_release
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
+import registry.journal  # noqa: F401 - declares its tables
 from registry.database import metadata, migrate, open_database
 from serving.errors import StoreUnavailable
 from serving.feedback import FeedbackRecorder

@@ -61,7 +61,10 @@ def test_scores_are_0_to_1_best_first_and_each_row_comes_once(lists, method, wei
 @given(score_lists, st.sampled_from(["weighted", "rrf"]), weight_triples)
 def test_every_candidate_is_there_with_what_each_source_said(lists, method, weights):
     merged = Fusion(spec_of(method, weights)).merge({n: hits_of(lists[n]) for n in NAMES}, 100)
-    assert {m.row for m in merged} == {row for scores in lists.values() for row in scores}
+    # A rank is worth something at any score; otherwise a row is a candidate where some source gives it more than 0.
+    worth = {row for scores in lists.values() for row, score in scores.items() if method == "rrf" or score > 0}
+    assert {m.row for m in merged} == worth
+    assert all(m.score > 0 for m in merged)
     for m in merged:
         assert set(m.scores) == {n for n in NAMES if m.row in lists[n]}
 
@@ -75,16 +78,18 @@ def test_a_higher_score_of_one_source_never_hurts(lists, method, weights, name, 
     before, after = (
         {m.row: m.score for m in fusion.merge({n: hits_of(x[n]) for n in NAMES}, 100)} for x in (lists, raised)
     )
-    assert after[row] >= before[row] - 1e-9
+    assert after.get(row, 0.0) >= before.get(row, 0.0) - 1e-9
     if method == "weighted" and ENGINES[NAMES.index(name)] != "lexical":
         assert all(after[other] == pytest.approx(before[other]) for other in before if other != row)
+        assert before.keys() <= after.keys() <= before.keys() | {row}
 
 
 @given(st.dictionaries(st.integers(0, 30), unit, min_size=1, max_size=12), methods, st.sampled_from(NAMES))
 def test_a_single_source_keeps_its_order(scores, method, name):
     merged = Fusion(spec_of(method)).merge({name: hits_of(scores)}, 100)
-    assert [m.row for m in merged] == hits_of(scores).rows.tolist()
-    assert {m.source for m in merged} == {name}
+    wanted = [row for row in hits_of(scores).rows.tolist() if method == "rrf" or scores[row] > 0]
+    assert [m.row for m in merged] == wanted
+    assert {m.source for m in merged} <= {name}
 
 
 @given(score_lists, methods, st.sampled_from(NAMES))
@@ -142,6 +147,23 @@ def test_rrf_rewards_agreement_and_ignores_scores():
 def test_scaling_by_engine(engine, scores, wanted):
     hits = Hits(np.arange(len(scores)), np.array(scores, np.float32))
     assert scaled(hits, SourceSpec(engine=engine)).tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.6, 0.7, 0.9])
+def test_a_score_equal_to_the_threshold_reaches_it(threshold):
+    spec = FusionSpec(threshold=threshold)
+    assert decided(hits_of({1: threshold}), spec)
+    below = np.nextafter(np.float32(threshold), np.float32(0))
+    assert not decided(Hits(np.array([1]), np.array([below], np.float32)), spec)
+
+
+def test_what_no_source_speaks_for_is_no_candidate():
+    spec = spec_of(engines=("rules", "dense", "dense"))
+    floored = spec.sources["b"].model_copy(update={"options": {"floor": 0.8}})
+    fusion = Fusion(spec.model_copy(update={"sources": {**spec.sources, "b": floored}}))
+    hits = {"a": hits_of({1: 0.9, 2: 0.0}), "b": hits_of({2: 0.75, 3: 0.85, 4: 0.8}), "c": hits_of({5: -0.1})}
+    assert [m.row for m in fusion.merge(hits, 10)] == [1, 3]
+    assert fusion.merge({"b": hits_of({2: 0.75})}, 10) == []
 
 
 def test_nothing_from_nothing():

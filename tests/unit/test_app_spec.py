@@ -56,6 +56,14 @@ def sources(fusion: dict[str, Any] | None = None, **named: dict[str, Any]) -> di
             {"retrieve": sources({"method": "cascade", "order": ["rules", "dense"]}, rules=RULES)},
             ["fusion.order", "dense", "rules"],
         ),
+        (
+            {"retrieve": sources(a={**DENSE, "max_tokens": 64}, b=DENSE)},
+            ["sources.a", "sources.b", "minilm", "`max_tokens`", "64", "96"],
+        ),
+        (
+            {"retrieve": sources(a=DENSE, b={**DENSE, "precision": "int8"})},
+            ["sources.a", "sources.b", "minilm", "`precision`", "'auto'", "'int8'"],
+        ),
         ({"retrieve": sources({"method": "best"}, rules=RULES)}, ["retrieve.fusion.method", "rrf"]),
         ({"retrieve": sources({"threshold": 2}, rules=RULES)}, ["retrieve.fusion.threshold"]),
         ({"understand": {"engine": "guess"}}, ["understand.engine", "order_lines"]),

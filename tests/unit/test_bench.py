@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from bench.data import load_queries, write_bodies
-from bench.processes import BenchError, MemoryWatch, Server, free_port, marked, post, running
+from bench.processes import BenchError, MemoryWatch, Server, marked, post, running
 from bench.speed_report import bars, save
+from registry.net import free_port
 
 SERVER = """
 import http.server, subprocess, sys

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from registry.database import Database, migrate, open_database
 from serving.errors import BadRequest, NotFound, Overloaded, StoreUnavailable, Unauthorized
@@ -160,6 +161,23 @@ def test_the_local_key_has_every_scope_and_is_its_owners_only(keys: ApiKeys, tmp
     assert path.read_text() == first
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(keys.entries()) == 1
+
+
+def test_a_local_key_of_an_older_version_gets_the_scopes_that_are_new(
+    keys: ApiKeys, database: Database, tmp_path: Path
+) -> None:
+    path = keys.ensure_local_key(tmp_path)
+    plaintext = path.read_text().strip()
+    other = keys.create("narrow", {"query"})
+    with database.writing() as connection:
+        connection.execute(text("UPDATE api_keys SET scopes = '[\"admin\", \"query\"]' WHERE name = 'local'"))
+    keys.ensure_local_key(tmp_path)
+    scopes = {key.name: key.scopes for key in keys.entries()}
+    assert scopes == {"local": SCOPES, "narrow": frozenset({"query"})}
+    assert path.read_text().strip() == plaintext
+    path.write_text(other.plaintext)  # a person put another key there: it stays what it is
+    keys.ensure_local_key(tmp_path)
+    assert {key.name: key.scopes for key in keys.entries()} == scopes
 
 
 def test_the_local_key_is_registered_again_in_a_new_database(keys: ApiKeys, tmp_path: Path) -> None:

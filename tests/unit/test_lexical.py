@@ -130,9 +130,20 @@ def test_a_mask_newer_than_the_rows_is_cut(tmp_path: Path) -> None:
     assert names(loaded(tmp_path), "image", mask=np.ones(len(ITEMS) + 5, np.bool_)) == ["gimp", "gimp-data"]
 
 
-def test_a_taken_row_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="row 3 is taken"):
+def test_a_row_of_the_snapshot_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="row 3 is the snapshot's"):
         loaded(tmp_path).add(3, [item("late")])
+
+
+def test_rows_that_are_added_again_are_replaced(tmp_path: Path) -> None:
+    source, once = loaded(tmp_path), loaded(tmp_path)
+    source.add(len(ITEMS), [item("first", "zzuf image"), item("second", "zzuf"), item("third", "image quux")])
+    source.add(len(ITEMS) + 1, [item("second", "image editor")])
+    once.add(len(ITEMS), [item("first", "zzuf image"), item("second", "image editor")])
+    for text in ("image", "zzuf", "quux", "third", "image editor zzuf"):
+        [again], [wanted] = (s.search([Query(text)], [None], 10) for s in (source, once))
+        assert again.rows.tolist() == wanted.rows.tolist()
+        assert again.scores.tolist() == wanted.scores.tolist()
 
 
 def test_rows_show_whole_or_not_at_all_while_they_are_added(tmp_path: Path) -> None:

@@ -189,6 +189,26 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_cases_are_kept_until_the_lists_change(lists: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    asked = ("evaluation.py", "korean", "--split", "all", "--lists", str(lists), "--cache", str(cache))
+    first = run(*asked)
+    assert first.returncode == 0, first.stderr
+    assert [json.loads(line)["query"] for line in first.stdout.splitlines()] == ["새 제타"]
+    again = run(*asked)
+    assert again.stdout == first.stdout
+    assert "with a Korean translation" in first.stderr
+    assert "with a Korean translation" not in again.stderr  # the lists were not read
+    (lists / "a_i18n_Translation-ko").write_text(KOREAN.replace("새 제타", "더 새 제타"), encoding="utf-8")
+    assert [json.loads(line)["query"] for line in run(*asked).stdout.splitlines()] == ["더 새 제타"]
+    for kept in cache.iterdir():
+        kept.write_bytes(b"\xff")
+    assert [json.loads(line)["query"] for line in run(*asked).stdout.splitlines()] == ["더 새 제타"]
+    nowhere = run(*asked[:-1], str(lists / "a_InRelease" / "cache"))
+    assert [json.loads(line)["query"] for line in nowhere.stdout.splitlines()] == ["더 새 제타"]
+    assert "are not kept" in nowhere.stderr
+
+
 @pytest.mark.parametrize("script", [("catalogue.py",), ("evaluation.py", "korean")])
 def test_a_folder_without_lists_is_named(tmp_path: Path, script: tuple[str, ...]) -> None:
     done = run(*script, "--lists", str(tmp_path))

@@ -12,16 +12,24 @@ import numpy as np
 import pytest
 
 from serving.components.catalogue import Catalogue, build_catalogue
+from serving.components.lexical import Scoring
 from serving.config import Limits
 from serving.errors import BadRequest, PhaseFailed
 from serving.fakes import FakeEmbedder
 from serving.pipeline import Pipeline
 from serving.ports import Hits, Mask, Vectors
 from serving.retrieve.exact import ExactSearch
+from serving.retrieve.lexical import LexicalSource
 from serving.retrieve.retrieval import DenseSource, Retrieval
 from serving.router import LoadedRelease, ServedRelease
 from serving.schema import AppSpec, Item, Query, Result, Understood
 from tests.endpoint import made_up_items, made_up_spec
+
+NO_POSTINGS = (
+    np.empty(0, np.uint64),
+    np.zeros(1, np.int64),
+    (np.empty(0, np.int32), np.empty(0, np.float32)),
+)
 
 
 class Says:
@@ -151,6 +159,38 @@ def test_a_changed_item_is_found_once_with_its_new_text(catalogue: Catalogue) ->
 
 async def understand(queries: Sequence[Query]) -> list[list[Understood]]:
     return [[Understood(query, query.text)] for query in queries]
+
+
+def test_changes_that_cannot_be_applied_leave_nothing_behind(catalogue: Catalogue) -> None:
+    embedder = FakeEmbedder()
+    faults: list[Exception] = [PhaseFailed("away", phase="embed")]
+
+    def embed_now(texts: Sequence[str]) -> Vectors:
+        if faults:
+            raise faults.pop()
+        return embedder.embed(texts)
+
+    lexical = LexicalSource(Scoring({"en": 1.0}, {"en": 1.0}, catalogue.rows, 1.2, 0.75, 0.25, "en"), *NO_POSTINGS)
+    vectors = ExactSearch(np.zeros((catalogue.rows, embedder.dimension), np.float32))
+
+    async def embed(texts: Sequence[str]) -> Vectors:
+        return embedder.embed(texts)
+
+    dense = DenseSource(vectors, ("en",), embed, embed_now)
+    spec = spec_of({"method": "rrf"}, lexical={"engine": "lexical"}, dense={"engine": "dense"})
+    retrieval = Retrieval(spec, catalogue, {"lexical": lexical, "dense": dense})
+    change = Item("NEW", {"ko": "보랏빛", "en": "purple desert"}, {"price": 5})
+    rows = catalogue.rows
+    with pytest.raises(PhaseFailed):
+        retrieval.apply([change], [])
+    with pytest.raises(BadRequest, match="price"):
+        retrieval.apply([change, Item("BAD", {"en": "purple"}, {"price": "dear"})], ["TEA001"])
+    assert (catalogue.rows, "TEA001" in catalogue) == (rows, True)
+    assert len(lexical.search([Query("purple")], [None], 5)[0].rows) == 0
+    retrieval.apply([change], [])
+    [result] = retrieve(retrieval, Query("purple desert", top_k=3))
+    assert result.candidates[0].id == "NEW"
+    assert set(result.candidates[0].scores) == {"lexical", "dense"}
 
 
 async def test_the_fault_of_a_source_is_a_failed_phase(catalogue: Catalogue) -> None:

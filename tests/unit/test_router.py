@@ -9,14 +9,15 @@ from collections.abc import Sequence
 import pytest
 
 from registry.errors import RegistryUnavailable, ReleaseRefused
+from registry.fakes import MemoryBoard
 from registry.memory_store import MemoryStore
 from registry.schema import ReleaseVersion
 from serving.config import Limits
 from serving.errors import NotFound, StoreUnavailable
-from serving.pipeline import Pipeline
-from serving.router import LoadedRelease, Router
-from serving.schema import AppSpec, Candidate, Query, Result, Understood
+from serving.router import LoadedRelease, Means, Router
+from serving.schema import Query
 from tests.endpoint import bare_release, made_up_spec
+from tests.loads import Loads
 
 
 class Releases(MemoryStore):
@@ -32,35 +33,9 @@ class Releases(MemoryStore):
         return super().get(app, version_or_alias)
 
 
-class Loads:
-    """Loads releases that answer with their own version; `fails` and `answers_fail` say which do not, and how."""
-
-    def __init__(self) -> None:
-        self.fails: dict[int, Exception] = {}
-        self.answers_fail: set[int] = set()
-        self.tried: list[int] = []
-        self.closed: list[int] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def __call__(self, version: ReleaseVersion) -> LoadedRelease:
-        number = version.version
-        self.tried.append(number)
-        if number in self.fails:
-            raise self.fails[number]
-
-        async def understand(queries: Sequence[Query]) -> list[list[Understood]]:
-            return [[Understood(query, query.text)] for query in queries]
-
-        async def retrieve(queries: Sequence[Query]) -> list[Result]:
-            if number in self.answers_fail:
-                raise RuntimeError("no answer")
-            if queries[0].text == "slow":
-                await self.gate.wait()
-            return [Result([Candidate(str(number), 1.0, "rules")]) for _ in queries]
-
-        spec = AppSpec.model_validate(version.release.spec)
-        return LoadedRelease(spec, Pipeline(understand, retrieve), close=lambda: self.closed.append(number))
+def router_of(releases: MemoryStore, loads: Loads, apps: Sequence[str] = ("teas",)) -> Router:
+    """A router whose apps no controller has taken on."""
+    return Router(apps, releases, Means(MemoryBoard(), loads.load, None, Limits(), retry_s=60))
 
 
 @pytest.fixture
@@ -80,7 +55,7 @@ async def answered_by(router: Router, text: str = "tea") -> str:
 
 async def test_the_stable_release_serves_and_the_next_takes_over(releases: Releases) -> None:
     loads = Loads()
-    router = Router(["teas"], releases, loads, Limits())
+    router = router_of(releases, loads)
     assert set(router.problems()) == {"teas"}
     await router.refresh()
     assert router.problems() == {}
@@ -98,7 +73,7 @@ async def test_the_stable_release_serves_and_the_next_takes_over(releases: Relea
 async def test_an_old_release_finishes_what_it_began(releases: Releases) -> None:
     loads = Loads()
     loads.gate.clear()
-    router = Router(["teas"], releases, loads, Limits())
+    router = router_of(releases, loads)
     await router.refresh()
     slow = asyncio.create_task(answered_by(router, "slow"))
     await asyncio.sleep(0)
@@ -115,7 +90,7 @@ async def test_an_old_release_finishes_what_it_began(releases: Releases) -> None
 @pytest.mark.parametrize("fault", [ReleaseRefused("altered"), RuntimeError("odd"), TypeError("odd"), EOFError("odd")])
 async def test_a_release_that_cannot_be_loaded_is_refused_once(releases: Releases, fault: Exception) -> None:
     loads = Loads()
-    router = Router(["teas"], releases, loads, Limits())
+    router = router_of(releases, loads)
     await router.refresh()
     loads.fails[2] = fault
     bare_release(releases, made_up_spec("teas"), "second")
@@ -137,8 +112,8 @@ async def test_a_release_that_cannot_be_loaded_is_refused_once(releases: Release
 
 async def test_a_release_that_cannot_answer_is_refused_and_closed(releases: Releases) -> None:
     loads = Loads()
-    loads.answers_fail.add(1)
-    router = Router(["teas"], releases, loads, Limits())
+    loads.faults[1] = RuntimeError("no answer")
+    router = router_of(releases, loads)
     await router.refresh()
     assert "no answer" in router.problems()["teas"]
     assert loads.closed == [1]
@@ -151,7 +126,7 @@ async def test_a_release_that_cannot_answer_is_refused_and_closed(releases: Rele
 async def test_what_may_pass_is_tried_again(releases: Releases, fault: Exception) -> None:
     loads = Loads()
     loads.fails[1] = fault
-    router = Router(["teas"], releases, loads, Limits())
+    router = router_of(releases, loads)
     await router.refresh()
     assert str(fault) in router.problems()["teas"]
     loads.fails.clear()
@@ -161,7 +136,7 @@ async def test_what_may_pass_is_tried_again(releases: Releases, fault: Exception
 
 
 async def test_a_registry_that_is_away_or_an_alias_that_is_gone_stops_nothing(releases: Releases) -> None:
-    router = Router(["teas"], releases, Loads(), Limits())
+    router = router_of(releases, Loads())
     await router.refresh()
     releases.away = True
     await router.refresh()
@@ -182,9 +157,10 @@ async def test_one_broken_app_does_not_keep_the_others_down(releases: Releases) 
     async def load(version: ReleaseVersion) -> LoadedRelease:
         if version.release.app == "cups":
             raise AttributeError("a bug in an adapter")
-        return await loads(version)
+        return await loads.load(version)
 
-    router = Router(["cups", "teas", "plates"], releases, load, Limits())
+    means = Means(MemoryBoard(), load, None, Limits(), retry_s=60)
+    router = Router(["cups", "teas", "plates"], releases, means)
     await router.refresh()
     assert set(router.problems()) == {"cups", "plates"}
     assert await answered_by(router) == "1"
@@ -195,8 +171,9 @@ async def test_one_broken_app_does_not_keep_the_others_down(releases: Releases) 
 
 async def test_the_loop_follows_stable_and_ends_with_close(releases: Releases) -> None:
     loads = Loads()
-    router = Router(["teas"], releases, loads, Limits())
-    router.start(0.01)
+    router = router_of(releases, loads)
+    await router.refresh()
+    router.start(0.01, 0.01)
     async with asyncio.timeout(30):
         while router.problems():
             await asyncio.sleep(0.01)

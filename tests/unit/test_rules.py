@@ -166,6 +166,14 @@ def test_switches_take_away_what_they_name() -> None:
     assert top(plain, "래이크 챨리수 말버러")[0] is None
 
 
+def test_without_jamo_there_is_no_layout_flip_unless_it_is_asked_for() -> None:
+    typed = "fpdlzm ckffltm akfqhfh"
+    assert top(make(jamo=1), typed)[0] == "X10001"
+    assert top(make(jamo=0), typed)[0] is None
+    assert top(make(jamo=0, keyboard=1), typed)[0] == "X10001"
+    assert top(make(keyboard=0), typed)[1] < top(make(), typed)[1]
+
+
 @pytest.mark.parametrize("options", [{"jamoo": 1}, {"jamo": 2}])
 def test_an_unknown_option_is_refused_by_name(options: dict[str, float]) -> None:
     with pytest.raises(BadRequest) as caught:

@@ -11,7 +11,7 @@ import pytest
 from serving.errors import BadRequest, NotFound, StoreUnavailable
 from serving.fakes import MemoryFeedbackStore
 from serving.schema import Trace
-from serving.trace import TraceWriter, mint, verify
+from serving.trace import Origin, TraceWriter, mint, new_token, stamp, verify
 
 SECRET = b"s" * 32
 NOW = 1_700_000_000.123
@@ -19,7 +19,31 @@ NOW = 1_700_000_000.123
 
 @pytest.mark.parametrize("release", ["1", "12", "2-rc-1"])
 def test_an_id_names_its_release(release: str) -> None:
-    assert verify(SECRET, "wine-orders", mint(SECRET, "wine-orders", release, NOW)) == release
+    assert verify(SECRET, "wine-orders", mint(SECRET, "wine-orders", release, NOW)) == Origin(release, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("origin", "label"), [(Origin("7", 3, "canary"), "7.3c"), (Origin("6", 12, "control"), "6.12k")]
+)
+def test_an_id_names_the_arm_that_answered(origin: Origin, label: str) -> None:
+    token = new_token(NOW)
+    made = stamp(SECRET, "a", token, origin)
+    assert made.split("-")[:2] == [token, label]
+    assert verify(SECRET, "a", made) == origin
+    plain = stamp(SECRET, "a", token, Origin(origin.release))
+    for forged in (
+        made.replace(label, origin.release),  # an arm's answer passed off as a plain one, and the other way round
+        plain.replace(f"-{origin.release}-", f"-{label}-"),
+        made.replace(label, label[:-1] + ("k" if label.endswith("c") else "c")),
+    ):
+        with pytest.raises(NotFound):
+            verify(SECRET, "a", forged)
+
+
+def test_ids_made_before_there_were_rollouts_stay_good() -> None:
+    """Made by the version before, with this secret."""
+    made = "018bcfe5687b7000800000000000002a-12-67968c122bbb52c1"
+    assert verify(SECRET, "wine-orders", made) == Origin("12")
 
 
 def test_an_id_is_a_time_ordered_uuid() -> None:

@@ -16,7 +16,6 @@ from rapidfuzz.process import cdist
 
 from serving.retrieve.rules import spelling
 from serving.retrieve.rules.index import Index
-from serving.retrieve.rules.match import Matches
 from serving.retrieve.rules.numbers import STANDARD_ML
 from serving.retrieve.rules.reading import Reading
 
@@ -69,25 +68,15 @@ def explained(index: Index, reading: Reading) -> NDArray[np.float64]:
     by how like they are, and with what is nearly right counted as nearly whole, which leaves what is not explained.
     """
     best = [np.zeros((2, len(index.items)))]
-    worths = {span: _items(index, matches) for span, matches in reading.spans.items()}
     for end in range(1, len(reading.pieces) + 1):
-        ways = [best[start] + sum(reading.weights[start:end]) * worths[start, end]
-                for start in range(max(0, end - 4), end) if (start, end) in worths]  # fmt: skip
-        best.append(np.maximum.reduce(ways))
+        most = best[end - 1].copy()  # what an item explains does not shrink with another piece
+        for start in range(max(0, end - 4), end):
+            matches = reading.spans.get((start, end))
+            if matches is not None:
+                way = best[start][:, matches.items] + sum(reading.weights[start:end]) * matches.item_worths
+                most[:, matches.items] = np.maximum(most[:, matches.items], way)
+        best.append(most)
     return best[-1]
-
-
-def _items(index: Index, matches: Matches) -> NDArray[np.float64]:
-    """(2, items) the worth of the best of the matched spellings that each item has, and that worth made lenient."""
-    worths = np.zeros(len(index.items))
-    entries = matches.entries
-    counts = index.starts[entries + 1] - index.starts[entries]
-    if not len(entries):
-        return np.stack([worths, worths])
-    offsets = np.repeat(index.starts[entries] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-    np.maximum.at(worths, index.posted_items[offsets],
-                  np.repeat(matches.worths, counts) * index.posted_weights[offsets])  # fmt: skip
-    return np.stack([worths, 1 - (1 - worths) ** 2])
 
 
 def weigh(index: Index, reading: Reading, allowed: NDArray[np.bool_] | None, similar: bool) -> Evidence:

@@ -57,7 +57,11 @@ class Analysed:
 
 
 class Aliases:
-    """Groups of spellings that mean the same. Keys are spellings without spaces."""
+    """Groups of spellings that mean the same. Keys are spellings without spaces.
+
+    Spellings come in one order wherever they are gone through, here and below: entries are numbered as they come, and a
+    set would number them differently in every process.
+    """
 
     def __init__(self, aliases: Mapping[str, Sequence[str]]) -> None:
         self._groups: dict[str, set[str]] = {}
@@ -66,8 +70,8 @@ class Aliases:
             for form in forms:
                 self._groups.setdefault(form, set()).update(forms - {form})
 
-    def of(self, joined: str) -> set[str]:
-        return self._groups.get(joined, set())
+    def of(self, joined: str) -> list[str]:
+        return sorted(self._groups.get(joined, ()))
 
 
 def analyse(item: Item, weights: Mapping[str, float], aliases: Aliases, phrases: bool) -> Analysed:
@@ -103,7 +107,7 @@ def _add(entries: dict[str, Spelling], form: str, found: Spelling) -> None:
 
 def _add_initials(entries: dict[str, Spelling], worded: tuple[str, ...], weight: float) -> None:
     """lc for lake chalice, 레찰 for 레이크 찰리스, with and without particles; none where a number is among them."""
-    for words in {worded, tuple(word for word in worded if word not in _PARTICLES)}:
+    for words in dict.fromkeys((worded, tuple(word for word in worded if word not in _PARTICLES))):
         for start in range(len(words)):
             for end in range(start + 2, min(start + LONGEST_PHRASE, len(words)) + 1):
                 span = words[start:end]
@@ -117,7 +121,7 @@ def _describe(entries: dict[str, Spelling], item: Item, year: int | None, aliase
         span = tuple(spelling.words(spelling.normalise(value))) if isinstance(value, str) else ()
         if 0 < len(span) <= LONGEST_DESCRIPTION:
             joined = "".join(span)
-            for form in {joined, *aliases.of(joined)}:
+            for form in (joined, *aliases.of(joined)):
                 _add(entries, form, Spelling(DESCRIBES, ALIAS_TRUST, span))
     if year is not None:
         for form in (f"{year % 100:02}", f"{year % 100:02}년"):

@@ -31,11 +31,15 @@ SPARSE = (0.35, 0.6)  # letters left out: mrlbrgh
 
 class Matches(NamedTuple):
     """Entries of the index and how like they are: both (k,), the worth in 0..1, in no order. `best` is the worth of
-    the best, less where that is an alias or initials."""
+    the best, less where that is an alias or initials. `items`: (m,) the items that have any of those spellings;
+    `item_worths`: (2, m) the worth of the best that each has, and that worth made lenient: what is nearly right counts
+    as nearly whole."""
 
     entries: NDArray[np.int64]
     worths: NDArray[np.float64]
     best: float = 0.0
+    items: NDArray[np.int64] = np.empty(0, np.int64)
+    item_worths: NDArray[np.float64] = np.empty((2, 0))
 
 
 NOTHING = Matches(np.empty(0, np.int64), np.empty(0))
@@ -48,12 +52,24 @@ def match(index: Index, word: str, options: Options) -> Matches:
     if not useful.any():
         return NOTHING
     entries, worths = found.entries[useful], found.worths[useful]
-    return Matches(entries, worths, float((worths * index.trust[entries]).max()))
+    items, item_worths = _items(index, entries, worths)
+    return Matches(entries, worths, float((worths * index.trust[entries]).max()), items, item_worths)
+
+
+def _items(
+    index: Index, entries: NDArray[np.int64], worths: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    counts = index.starts[entries + 1] - index.starts[entries]
+    offsets = np.repeat(index.starts[entries] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+    best = np.zeros(len(index.items))
+    np.maximum.at(best, index.posted_items[offsets], np.repeat(worths, counts) * index.posted_weights[offsets])
+    items = np.flatnonzero(best)
+    return items, np.stack([best[items], 1 - (1 - best[items]) ** 2])
 
 
 def _match(index: Index, word: str, options: Options) -> Matches:
     letters = spelling.letters(word)
-    exact = index.by_letters.get(letters)
+    exact = index.by_letters.get(letters) if options.jamo else index.entry_of.get(word)
     if word[0].isdigit():  # numbers are never nearly right
         return NOTHING if exact is None else _one(exact, 1.0)
     if not options.jamo:

@@ -2,9 +2,11 @@
 
 Read from `options` of a `rules` source in app.yaml: 1 is on (the default), 0 is off.
 
-- `jamo`: everything that compares below the word: jamo n-grams, weighted edit distance, abbreviations, initials, and
+- `jamo`: everything that looks below the word: jamo n-grams, weighted edit distance, abbreviations, initials, and
   words written together or apart. Off leaves whole words and words that contain the typed one.
-- `aliases`: the alias table. `expansions`: what users' selections taught. `keyboard`: the layout flip.
+- `aliases`: the alias table. `expansions`: what users' selections taught.
+- `keyboard`: the layout flip. What a key of the Korean layout types is a jamo, and the flip puts jamo together to
+  syllables or takes syllables apart, so it is off by default where `jamo` is off; 1 keeps it there all the same.
 - `phonetic`: comparison by sound, across scripts; needs `jamo`.
 """
 
@@ -33,4 +35,5 @@ def read_options(options: Mapping[str, float]) -> Options:
             raise BadRequest(f"the rules engine has no option {name!r}; it has {known}", field=f"options.{name}")
         if value not in (0, 1):
             raise BadRequest(f"option {name!r} is 0 (off) or 1 (on), not {value!r}", field=f"options.{name}")
-    return Options(**{name: bool(value) for name, value in options.items()})
+    chosen = {name: bool(value) for name, value in options.items()}
+    return Options(**{"keyboard": chosen.get("jamo", True), **chosen})

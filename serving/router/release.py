@@ -1,0 +1,128 @@
+"""A release that is ready to answer: loaded in this process or connected to, and behind a batcher.
+
+`serving.app` (or a test) gives the functions that load and connect; `serving.router` calls them and wraps what they
+return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from registry.schema import ReleaseVersion
+from registry.traffic import Traffic, TrialArm
+from serving import metrics
+from serving.batching import Batcher
+from serving.config import Limits
+from serving.errors import NotFound
+from serving.pipeline import Answer, Pipeline
+from serving.ports import Vectors
+from serving.schema import AppSpec, Query
+
+Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
+CountTokens = Callable[[Sequence[str]], int]
+
+CLOSE_S = 60.0
+"""How long a release that goes may finish what it began: far more than any deadline, so only what hangs is left."""
+
+
+@dataclass(slots=True)
+class LoadedRelease:
+    """A release whose phases are ready. `close` frees them; `embed` is None where no source is dense; `concurrency` is
+    how many batches may be under way: three here, so that some are embedded while another is read and answered;
+    `count_tokens` says what `embed` reads of texts, None where that is not known here."""
+
+    spec: AppSpec
+    pipeline: Pipeline
+    close: Callable[[], None]
+    embed: Embed | None = None
+    concurrency: int = 3
+    count_tokens: CountTokens | None = None
+
+
+Load = Callable[[ReleaseVersion], Awaitable[LoadedRelease]]
+"""For stable and warm versions. Raises ReleaseRefused, or one of `serving.router.app.PASSING`."""
+
+ConnectArm = Callable[[ReleaseVersion, Traffic, TrialArm], Awaitable[LoadedRelease]]
+"""To the arm's processes, which somebody else starts. Raises StoreUnavailable while they do not run."""
+
+
+class ServedRelease:
+    """A loaded release behind its batchers. Its `version` is stamped on every answer."""
+
+    def __init__(self, version: int, loaded: LoadedRelease, limits: Limits) -> None:
+        self.version = str(version)
+        self.spec = loaded.spec
+        self._loaded = loaded
+        self._batcher: Batcher[Query, Answer] = Batcher(
+            self._answer_batch,
+            max_batch=limits.max_batch,
+            max_queue=limits.max_queue,
+            concurrency=loaded.concurrency,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Queries that wait for a batch now."""
+        return self._batcher.depth
+
+    async def answer(self, queries: Sequence[Query], deadline: float) -> list[Answer]:
+        """In order. `deadline` is in seconds of `time.monotonic`. Raises PalateError of the first that fails."""
+        if len(queries) == 1:
+            return [await self._batcher.submit(queries[0], deadline)]
+        async with _gathered([self._batcher.submit(query, deadline) for query in queries]) as answers:
+            return answers
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """(len(texts), dimension). Raises NotFound for an app without an embedder."""
+        if self._loaded.embed is None:
+            raise NotFound(f"{self.spec.name} has no dense source, so it has no embedder", field="model")
+        return await self._loaded.embed(texts)
+
+    async def count_tokens(self, texts: Sequence[str]) -> int | None:
+        """Tokens that `embed` reads of them all, None where that is not known here."""
+        count = self._loaded.count_tokens
+        return None if count is None else await asyncio.to_thread(count, texts)
+
+    async def warm(self, within_s: float = 60.0) -> None:
+        """Answer a real query. Raises what the pipeline raises."""
+        text = self.spec.example_query or self.spec.name
+        await self.answer([Query(text)], time.monotonic() + within_s)
+
+    async def close(self) -> None:
+        """Finish what was begun, then free it. Cancelling it ends the wait, and frees it all the same."""
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._batcher.close()
+        except (TimeoutError, asyncio.CancelledError):
+            pass  # a pipeline that hangs: every request in it was answered, or refused, at its deadline
+        await asyncio.to_thread(self._loaded.close)
+
+    async def _answer_batch(self, queries: Sequence[Query]) -> list[Answer]:
+        app = self.spec.name
+        metrics.QUEUE_DEPTH.labels(app).set(self._batcher.depth)
+        metrics.BATCH_SIZE.labels(app).observe(len(queries))
+        answers = await self._loaded.pipeline.answer(queries)
+        for phase, milliseconds in answers[0].timings_ms.items():
+            metrics.PHASE_SECONDS.labels(app, self.version, phase).observe(milliseconds / 1000)
+        return answers
+
+
+class _gathered:
+    """Awaits calls together; when one fails the others are cancelled, so none runs on for nobody."""
+
+    def __init__(self, calls: Sequence[Awaitable[Answer]]) -> None:
+        self._tasks = [asyncio.ensure_future(call) for call in calls]
+
+    async def __aenter__(self) -> list[Answer]:
+        try:
+            return await asyncio.gather(*self._tasks)
+        except BaseException:
+            for task in self._tasks:
+                task.cancel()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
