@@ -105,7 +105,7 @@ class Rollouts:
         at = self.wait(
             lambda r: r.get("version") == version and r.get("phase") == phase, f"{phase} of {version}", limit_s
         )
-        return int(at["id"])
+        return int(at["number"])
 
     def wait_for_end(self, limit_s: float = 300) -> None:
         self.wait(lambda r: not r, "the end of the rollout", limit_s)

@@ -3,7 +3,8 @@
 `registry.scoreboard` makes one `Analysis` per rollout, adds what the arms answered and earned, and asks for the
 verdict. Pure: the same streams give the same verdict. Its state is a left fold over pairs: the i-th canary request is
 compared with the i-th control request, so that what moves both arms (an outage behind them, the hour of the day) moves
-no verdict; how the streams were cut into chunks, or which arm came first, makes no difference.
+no verdict; how the streams were cut into chunks, or which arm came first, makes no difference. `keep_waiting` keeps
+the pairs recent where one arm runs ahead.
 
 Risks. A release that is no worse than the margins is ever failed with probability at most `false_rollback_ratio`, over
 the whole rollout and all guards together: the guards in use share it by `guards.RISK_SHARES` (errors half), and each
@@ -79,6 +80,16 @@ class Analysis:
         into.latencies.add(timed)
         self._judge_outcomes(*self._outcomes.add(arm, letters))
         self._judge_latencies(*self._latencies.add(arm, timed))
+
+    def keep_waiting(self, newest: int) -> None:
+        """Forget the requests that wait for a partner, but the `newest` of the arm that is ahead; they stay counted.
+
+        Users are hashed to arms, so one runs ahead of the other by about the square root of their number, and a canary
+        that breaks would be judged only when the other had caught up. Which are forgotten depends on when requests
+        ended, not on how, so the risks stay as stated.
+        """
+        self._outcomes.keep(newest)
+        self._latencies.keep(newest)
 
     def add_rewards(self, arm: TrialArm, values: Sequence[float]) -> None:
         """What the arm's next requests earned, in order: 0.0 where no feedback came. A sum of several events beyond

@@ -29,6 +29,10 @@ class Pairing:
         self._waiting = {arm: mine[pairs:].copy(), other: theirs[pairs:].copy()}
         return (mine[:pairs], theirs[:pairs]) if arm == "canary" else (theirs[:pairs], mine[:pairs])
 
+    def keep(self, newest: int) -> None:
+        """Of the arm that is ahead, forget all that wait but the newest."""
+        self._waiting = {arm: values[max(0, len(values) - newest) :] for arm, values in self._waiting.items()}
+
 
 class RunningQuantiles:
     """Quantiles of the control's last `WINDOW` latencies, read afresh every `REFRESH`: known before each pair."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.analysis import Analysis, GuardResult, Verdict
+from registry.analysis import Analysis, GuardResult, GuardState, Verdict
 from registry.plan import Guards, LatencyGuard, RateGuard, RewardGuard, RolloutPlan
 
 RANGE = (-0.5, 1.0)
@@ -299,3 +299,19 @@ def test_bad_evidence_is_refused_whole(latencies_ms: list[float], outcomes: str,
 def test_a_reward_range_without_0_is_refused(bounds: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="reward_range"):
         Analysis(RolloutPlan(), bounds)
+
+
+def test_a_canary_that_is_ahead_and_breaks_is_found_without_waiting_for_the_control() -> None:
+    def verdict(newest: int) -> GuardState:
+        analysis = Analysis(RolloutPlan(), (-0.5, 1.0))
+        analysis.add("canary", [5.0] * 60, "a" * 60)
+        analysis.add("control", [5.0] * 20, "a" * 20)
+        for _ in range(10):
+            analysis.keep_waiting(newest)
+            analysis.add("canary", [5.0] * 3, "eee")
+            analysis.add("control", [5.0] * 3, "aaa")
+        assert analysis.verdict().canary_requests == 90
+        return analysis.verdict().state
+
+    assert verdict(newest=1000) == "Inconclusive"
+    assert verdict(newest=8) == "Fail"

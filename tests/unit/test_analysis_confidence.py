@@ -125,6 +125,17 @@ def test_pairs_are_made_in_order() -> None:
     assert (canary.tolist(), control.tolist()) == ([4], [10])
 
 
+def test_only_the_newest_of_the_arm_that_is_ahead_are_kept() -> None:
+    pairing = Pairing()
+    pairing.add("canary", np.array([1, 2, 3, 4]))
+    pairing.keep(2)
+    canary, control = pairing.add("control", np.array([7, 8, 9]))
+    assert (canary.tolist(), control.tolist()) == ([3, 4], [7, 8])
+    pairing.keep(5)
+    canary, control = pairing.add("canary", np.array([5]))
+    assert (canary.tolist(), control.tolist()) == ([5], [9])
+
+
 def test_bets_start_with_one_and_never_lose_what_is_kept_back() -> None:
     bets = Bets(-1.0, 100.0)
     assert bets.wealth == pytest.approx(1.0)

@@ -25,6 +25,7 @@ class Streams:
     outcomes: dict[str, str] = field(default_factory=lambda: {"canary": "", "control": ""})
     latencies: dict[str, list[float]] = field(default_factory=lambda: {"canary": [], "control": []})
     rewards: dict[str, list[float]] = field(default_factory=lambda: {"canary": [], "control": []})
+    kept: list[int] = field(default_factory=list)
     verdicts: int = 0
 
     def add(self, arm: TrialArm, latencies_ms: Sequence[float], outcomes: str) -> None:
@@ -32,6 +33,9 @@ class Streams:
             raise ValueError("unknown letter")
         self.outcomes[arm] += outcomes
         self.latencies[arm] += latencies_ms
+
+    def keep_waiting(self, newest: int) -> None:
+        self.kept.append(newest)
 
     def add_rewards(self, arm: TrialArm, values: Sequence[float]) -> None:
         self.rewards[arm] += values
