@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: `scripts/bench speed`, `scripts/bench judgement`.
+"""The command line of the benchmarks: `scripts/bench speed`, `judgement`, `rollback`.
 
 Each command is a function that adds its parser and sets `run`: (parser, options) -> what to print.
 """
@@ -23,7 +23,7 @@ def main() -> int:
         prog="scripts/bench", description="Measures Palate beside what it is compared with."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_speed, _add_judgement):
+    for add in (_add_speed, _add_judgement, _add_rollback):
         command = add(commands)
         command.add_argument(
             "--out", type=Path, default=Path("bench-results"), help="folder for the results (bench-results)"
@@ -73,6 +73,22 @@ def _run_judgement(parser: argparse.ArgumentParser, options: argparse.Namespace)
     if min(options.rollouts, options.processes) < 1 or options.seed < 0:
         parser.error("--rollouts and --processes want 1 or more, --seed 0 or more")
     return save(measured(options.rollouts, options.seed, options.processes), options.out)
+
+
+def _add_rollback(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    rollback = commands.add_parser("rollback", help="how long a canary that breaks keeps its traffic")
+    rollback.add_argument("--repeats", type=int, default=5, help="runs of each scenario (5)")
+    rollback.add_argument("--only", default="", help="scenarios by name, with commas; default all")
+    rollback.set_defaults(run=_run_rollback)
+    return rollback
+
+
+def _run_rollback(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    from bench.rollback import report  # its clients take seconds to import
+
+    if options.repeats < 1:
+        parser.error("--repeats wants 1 or more")
+    return report(options.repeats, tuple(name for name in options.only.split(",") if name), options.out)
 
 
 if __name__ == "__main__":

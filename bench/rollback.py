@@ -108,8 +108,20 @@ SCENARIOS = (
 )
 
 
+def report(repeats: int, only: tuple[str, ...], out: Path) -> str:
+    """Measures, saves rollback.json and rollback.md in `out`, and returns the table. Raises BenchError."""
+    result = measure(repeats, only, lambda line: print(line, file=sys.stderr, flush=True))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rollback.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (out / "rollback.md").write_text(table(result) + "\n", encoding="utf-8")
+    return table(result)
+
+
 def measure(repeats: int, only: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
     """Runs every scenario `repeats` times on a platform of its own. Raises BenchError."""
+    names = [scenario.name for scenario in SCENARIOS]
+    if unknown := sorted(set(only) - set(names)):
+        raise BenchError(f"there is no scenario {unknown}; there are {names}")
     chosen = [scenario for scenario in SCENARIOS if not only or scenario.name in only]
     results: dict[str, Any] = {}
     with _platform(say) as bench:

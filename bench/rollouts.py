@@ -62,7 +62,7 @@ class Rollouts:
     def last(self) -> int:
         """The number of the newest rollout; 0 before the first."""
         newest = self._get("/rollouts?limit=1").json()["rollouts"]
-        return int(newest[0]["rollout"]) if newest else 0
+        return int(newest[0]["number"]) if newest else 0
 
     def act(self, action: str, **fields: Any) -> httpx.Response:
         return self._client.post("/rollout", json={"action": action, "why": "a test", **fields})
