@@ -18,7 +18,7 @@ from registry.ports import ReleaseStore
 from serving.commands.derive import checked, with_drill
 
 QUICK = {
-    "rollout.steps_percent": [10, 50],
+    "rollout.steps_percent": [25, 50],
     "rollout.step": {"min_requests": 60, "min_s": 2, "deadline_s": 240},
     "rollout.bake_s": 10,
     "rollout.bake_percent": 25,
