@@ -6,13 +6,12 @@ so it says the same whoever asks, and long after the evidence is gone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, tzinfo
 from typing import Any, Literal
 
-from registry.analysis.verdict import GuardResult, Verdict
+from registry.analysis.verdict import Verdict, verdict_from_json
 from registry.traffic import Entry
 
 Outcome = Literal[
@@ -194,28 +193,7 @@ def percent_of(entry: Entry) -> float | None:
 
 def verdict_of(entry: Entry) -> Verdict | None:
     """The verdict that an entry holds as JSON in its details; None where it holds none that can be read."""
-    raw = entry.details.get("verdict")
-    if not isinstance(raw, Mapping) or "state" not in raw:
-        return None
-    try:
-        guards = tuple(_guard(guard) for guard in raw.get("guards", ()))
-        return Verdict(**{**_known(Verdict, raw), "guards": guards})
-    except (TypeError, AttributeError):
-        return None
-
-
-def _guard(raw: Mapping[str, Any]) -> GuardResult:
-    """What is not finite was stored as null; evidence without end is the only number that may be so."""
-    known = _known(GuardResult, raw)
-    if known.get("evidence", 1.0) is None:
-        known["evidence"] = math.inf
-    return GuardResult(**known)
-
-
-def _known(kind: type[GuardResult | Verdict], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """An older or newer version of Palate may have written fields that this one has not."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in raw.items() if name in names}
+    return verdict_from_json(entry.details.get("verdict"))
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:

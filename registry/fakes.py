@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from registry.analysis.verdict import LiveVerdict
 from registry.errors import LeaseLost, RegistryUnavailable, ReleaseNotFound
 from registry.journal.codec import (
     checked_command,
@@ -22,8 +23,10 @@ from registry.journal.codec import (
     clipped_router,
     decode_block,
     decode_details,
+    decode_verdict,
     encode_block,
     encode_details,
+    encode_verdict,
 )
 from registry.rollout.state import AppState
 from registry.schema import ReleaseVersion
@@ -47,6 +50,7 @@ class MemoryTables:
     evidence: dict[tuple[str, int], dict[tuple[str, int], Evidence]] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     commands: dict[int, Command] = field(default_factory=dict)
+    verdicts: dict[str, LiveVerdict] = field(default_factory=dict)
     last_command: int = 0
     handled: dict[int, float] = field(default_factory=dict)
     deliveries: dict[str, float] = field(default_factory=dict)
@@ -172,8 +176,7 @@ class MemoryJournal:
         kept = [replace(clipped_entry(e), details=decode_details(encode_details(e.details))) for e in entries]
         tables = self.tables
         with tables.using():
-            if self.holder() != holder:
-                raise LeaseLost(f"{holder} does not hold the controller's lease, {self.holder() or 'nobody'} does")
+            self._require(holder)
             tables.states[state.app] = state
             if traffic is not None:
                 tables.traffic[state.app] = traffic
@@ -189,6 +192,17 @@ class MemoryJournal:
         checked_limit(limit)
         with self.tables.using():
             return [e for e in self.tables.entries if e.app == app and rollout in (None, e.rollout)][-limit:]
+
+    def show_verdict(self, holder: str, live: LiveVerdict) -> None:
+        kept = decode_verdict(live.app, live.rollout, live.at_s, encode_verdict(live))
+        with self.tables.using():
+            self._require(holder)
+            if kept is not None:
+                self.tables.verdicts[live.app] = kept
+
+    def verdict(self, app: str) -> LiveVerdict | None:
+        with self.tables.using():
+            return self.tables.verdicts.get(app)
 
     def submit(self, command: Command) -> int:
         command = checked_command(command)
@@ -227,6 +241,10 @@ class MemoryJournal:
             t.deliveries = {n: at_s for n, at_s in t.deliveries.items() if at_s >= now_s - DAY_S}
             t.routers = {n: r for n, r in t.routers.items() if r.at_s >= now_s - DAY_S}
             t.arms = {n: r for n, r in t.arms.items() if r.at_s >= now_s - DAY_S or t.runs(r.app, r.rollout)}
+
+    def _require(self, holder: str) -> None:
+        if self.holder() != holder:
+            raise LeaseLost(f"{holder} does not hold the controller's lease, {self.holder() or 'nobody'} does")
 
 
 class MemoryRewards:

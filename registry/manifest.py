@@ -24,7 +24,6 @@ UNSAFE_IN_PATHS = frozenset("#?%\\")
 TAG_RELEASE = "palate.release_digest"
 TAG_MANIFEST = "palate.manifest_digest"
 TAG_ITEMS_SEQ = "palate.items_seq"
-TAG_COMPONENT = "palate.component."
 
 
 def release_digest(spec: Mapping[str, Any], components: tuple[ComponentRef, ...]) -> str:
@@ -60,7 +59,6 @@ def version_tags(release: Release) -> dict[str, str]:
         TAG_RELEASE: release.digest,
         TAG_MANIFEST: digest_json(to_json(release)),
         TAG_ITEMS_SEQ: str(release.items_seq),
-        **{f"{TAG_COMPONENT}{c.name}": c.digest for c in release.components},
     }
 
 

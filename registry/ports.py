@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from registry.analysis.verdict import LiveVerdict
 from registry.rollout.state import AppState
 from registry.schema import ComponentRef, Release, ReleaseVersion
 from registry.traffic import ArmReport, Command, Entry, Evidence, Reward, RouterReport, Traffic
@@ -115,6 +116,13 @@ class Journal(Protocol):
 
     def entries(self, app: str, rollout: int | None = None, limit: int = 1000) -> list[Entry]:
         """Oldest first, the newest `limit` of them; of one rollout, or of all."""
+
+    def show_verdict(self, holder: str, live: LiveVerdict) -> None:
+        """Replaces what the app's evidence said before. It is for people to look at: no decision reads it. Raises
+        LeaseLost, and writes nothing, when `holder` no longer holds the lease."""
+
+    def verdict(self, app: str) -> LiveVerdict | None:
+        """The last one shown, maybe of a rollout that has ended; None where there is none that can be read."""
 
     def submit(self, command: Command) -> int:
         """Durable when it returns: the id by which `handled` is asked. Raises BadInput for a `who` or `why` that cannot

@@ -11,10 +11,10 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from registry.analysis import Verdict
+from registry.analysis import ShadowCounts, Verdict
 from registry.plan import RolloutPlan, reward_range
 from registry.ports import EvidenceStore, RewardSource
 from registry.rollout import Rollout
@@ -57,23 +57,13 @@ MakeAnalysis = Callable[[RolloutPlan, tuple[float, float]], Analysing]
 
 
 @dataclass(frozen=True, slots=True)
-class ShadowCounts:
-    """Mirrored requests: how many, how many of them failed, and of those compared how many agreed with the answer."""
-
-    requests: int = 0
-    failures: int = 0
-    compared: int = 0
-    agreed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Score:
     """What the evidence says of a rollout. `lost_at_s`: when a router last wrote that it lost a replica of the canary
     arm. `late_feedback`: events that came after their answer was judged; they are counted, not judged."""
 
     verdict: Verdict
     lost_at_s: float | None = None
-    shadow: ShadowCounts = ShadowCounts()
+    shadow: ShadowCounts = field(default_factory=ShadowCounts)
     late_feedback: int = 0
 
 

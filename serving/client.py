@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -136,7 +138,19 @@ def _error(answer: httpx.Response) -> PalateError:
         detail, field = f"{answer.status_code}: {answer.text[:200]}", None
     kind = {status: kind for kind, status in STATUS.items()}.get(answer.status_code, BadRequest)
     if kind is Overloaded:
-        return Overloaded(detail, retry_after_s=float(answer.headers.get("retry-after", "1")))
+        return Overloaded(detail, retry_after_s=_retry_after_s(answer))
     if kind is PhaseFailed:
         return PhaseFailed(detail, phase="?")
     return kind(detail, field=field)
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """Seconds, or a date as proxies write it (RFC 9110); 1 for what is neither."""
+    text = answer.headers.get("retry-after", "1")
+    try:
+        if text.isascii() and text.isdigit():
+            return float(text)
+        at = parsedate_to_datetime(text)
+        return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return 1.0

@@ -23,8 +23,9 @@ from filelock import FileLock
 from sqlalchemy import select, update
 
 from registry.database import Database
+from registry.database.dialect import insert
 from serving.errors import BadRequest, NotFound, Overloaded, StoreUnavailable, Unauthorized
-from serving.store.base import SqlStore, insert
+from serving.store.base import SqlStore
 from serving.store.tables import api_keys
 
 SCOPES = frozenset({"query", "feedback", "items", "admin", "pin"})

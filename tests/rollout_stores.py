@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.analysis import GuardResult, LiveVerdict, ShadowCounts, Verdict
 from registry.database import migrate, open_database
 from registry.fakes import MemoryBoard, MemoryEvidence, MemoryJournal, MemoryTables
 from registry.journal import SqlBoard, SqlEvidence, SqlJournal
@@ -122,6 +124,13 @@ def evidence(seq: int, router: str = "r1", rollout_id: int = 3, **changes: objec
     values = {"at_s": 10.0 + seq, "latencies_ms": (1.0, 2.5), "outcomes": "az", "tokens": "0123456789abcdef"}
     block = Block(**{**values, **changes})  # type: ignore[arg-type]
     return Evidence("shop", rollout_id, router, seq, "canary", block)
+
+
+def live_verdict(rollout_id: int = 3, at_s: float = 12.5, app: str = "shop") -> LiveVerdict:
+    error = GuardResult("error", "Fail", "오류: 30 %", 0.3, 0.2, 0.4, 0.0, 0.0, 0.01, math.inf, 400.0, None, 31)
+    reward = GuardResult("reward", "Inconclusive", "reward: no answers yet")
+    verdict = Verdict("Fail", error.sentence, (error, reward), 120, 118)
+    return LiveVerdict(app, rollout_id, at_s, verdict, ShadowCounts(50, 1, 49, 47))
 
 
 def command(**changes: object) -> Command:

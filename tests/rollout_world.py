@@ -26,7 +26,19 @@ from registry.ports import ReleaseStore
 from registry.rollout import AppState
 from registry.schema import Release, ReleaseVersion
 from registry.scoreboard import Scoreboard
-from registry.traffic import ArmPhase, ArmReport, Block, Command, Entry, Evidence, RouterReport, Traffic, TrialArm, Verb
+from registry.traffic import (
+    ArmPhase,
+    ArmReport,
+    Block,
+    Command,
+    Entry,
+    Evidence,
+    EvidenceArm,
+    RouterReport,
+    Traffic,
+    TrialArm,
+    Verb,
+)
 from tests.mlflow_fixture import make_release
 from tests.waiting import wait_for
 
@@ -127,7 +139,7 @@ class World:
                 for arm in ("canary", "control"):
                     self.board.report_arm(ArmReport(app, traffic.rollout, arm, phase, "", self.now))  # type: ignore[arg-type]
 
-    def saw(self, arm: TrialArm, outcomes: str, app: str = "wines") -> None:
+    def saw(self, arm: EvidenceArm, outcomes: str, app: str = "wines") -> None:
         self.seq += 1
         block = Block(self.now, (5.0,) * len(outcomes), outcomes)
         rollout = self.state(app).rollout

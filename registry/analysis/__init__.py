@@ -4,6 +4,6 @@
 """
 
 from registry.analysis.analysis import Analysis
-from registry.analysis.verdict import GuardResult, GuardState, Verdict
+from registry.analysis.verdict import GuardResult, GuardState, LiveVerdict, ShadowCounts, Verdict
 
-__all__ = ["Analysis", "GuardResult", "GuardState", "Verdict"]
+__all__ = ["Analysis", "GuardResult", "GuardState", "LiveVerdict", "ShadowCounts", "Verdict"]

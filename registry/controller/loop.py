@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from registry.analysis.verdict import LiveVerdict
 from registry.controller.switchboard import Found, Switchboard
 from registry.errors import LeaseLost, RegistryError, RegistryUnavailable, ReleaseNotFound
 from registry.plan import plan_of
@@ -34,13 +35,15 @@ NEEDS_RELEASE = frozenset({"start", "switch"})
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`holder` names this process in the lease: no other ever has it. `live_s`: a router that has not reported for
-    longer is not waited for. `keep_evidence_s`: how long evidence outlives its rollout, and commands their handling."""
+    """`holder` names this process in the lease: no other ever has it. `show_s`: a verdict that changed is shown no more
+    often. `live_s`: a router that has not reported for longer is not waited for. `keep_evidence_s`: how long
+    evidence outlives its rollout, and commands their handling."""
 
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
     lease_s: float = 5.0
     renew_s: float = 1.0
     tick_s: float = 0.25
+    show_s: float = 1.0
     live_s: float = 3.0
     purge_every_s: float = 3600.0
     keep_evidence_s: float = 30 * 86_400.0
@@ -81,6 +84,7 @@ class Controller:
         self._traffic: Mapping[str, Traffic] = {}
         self._known: set[tuple[str, int]] = set()
         self._specs: dict[tuple[str, int], Mapping[str, Any]] = {}
+        self._shown: dict[str, tuple[float, LiveVerdict | None]] = {}
         switchboard.may_write = self.holds_lease
 
     def holds_lease(self) -> bool:
@@ -142,6 +146,7 @@ class Controller:
         self._switchboard.forget()
         for app in self._apps:
             self._scoreboard.forget(app)
+        self._shown.clear()
 
     # --- a turn ---
 
@@ -164,12 +169,14 @@ class Controller:
                 state = self._advance(state, visit.written, now)
             if visit.seen is not None:
                 state = self._advance(state, visit.seen, now)
-        observed = self._observe(state, now)
+        observed, live = self._observe(state, now)
         if observed is not None:
             state = self._advance(state, observed, now)
         if traffic_of(state) != self._traffic.get(app):
             self._record(state, (), ())
         self._switchboard.visit(state)
+        if live is not None:
+            self._show(live)
 
     def _advance(self, state: AppState, event: Event, now: float, handled: Sequence[int] = ()) -> AppState:
         """The state after the event, recorded."""
@@ -216,31 +223,32 @@ class Controller:
             return None
         return Found(release, plan_of(release.release.spec))
 
-    def _observe(self, state: AppState, now: float) -> Observed | None:
-        """None when there is no rollout to look at, or its evidence is not all folded yet."""
+    def _observe(self, state: AppState, now: float) -> tuple[Observed | None, LiveVerdict | None]:
+        """None when there is no rollout to look at, or its evidence is not all folded yet; and what to show of it."""
         rollout = state.rollout
         if rollout is None:
             self._scoreboard.forget(state.app)
-            return None
+            return None, None
         score: Score | None = None
         if rollout.phase != "loading":
             score = self._scoreboard.update(state.app, rollout, self._spec(state.app, rollout.base), now)
             if score is None:
-                return None
+                return None, None
         observed = Observed(
             arms={report.arm: report for report in self._board.arms(state.app, rollout.id)},
             routers=tuple(self._board.routers(state.app, now - self._settings.live_s)),
             rollout=rollout.id,
         )
         if score is None:
-            return observed
-        return replace(
+            return observed, None
+        observed = replace(
             observed,
             verdict=score.verdict,
             lost=score.lost_at_s is not None and score.lost_at_s >= rollout.since_s,
             shadow_requests=score.shadow.requests,
             shadow_failures=score.shadow.failures,
         )
+        return observed, LiveVerdict(state.app, rollout.id, now, score.verdict, score.shadow)
 
     def _spec(self, app: str, version: int) -> Mapping[str, Any]:
         """The app spec of a release that has traffic; {} for one that the board has lost."""
@@ -254,10 +262,26 @@ class Controller:
 
     # --- the rest ---
 
+    def _show(self, live: LiveVerdict) -> None:
+        """Let people see what the evidence says, where it changed. No decision waits for it, so it may fail."""
+        at = self._monotonic()
+        not_before, last = self._shown.get(live.app, (at, None))
+        if at < not_before or (last is not None and replace(last, at_s=live.at_s) == live):
+            return
+        try:
+            self._journal.show_verdict(self.holder, live)
+        except RegistryUnavailable as error:
+            log.warning("verdict.not_shown", extra={"fields": {"app": live.app, "detail": str(error)}})
+        else:
+            last = live
+        self._shown[live.app] = (at + self._settings.show_s, last)
+
     def _refuse_strangers(self, commands: Sequence[Command], states: Mapping[str, AppState], now: float) -> None:
         for c in commands:
             why = f"{c.verb}: this controller looks after {', '.join(self._apps) or 'no app'}, not {c.app}"
-            entry = Entry(c.app, 0, now, "refused-command", "controller", why, c.version, {"asked_by": c.who})
+            entry = Entry(
+                c.app, 0, now, "refused-command", "controller", why, c.version, {"asked_by": c.who, "command": c.id}
+            )
             self._journal.record(self.holder, states.get(c.app) or AppState(c.app), None, [entry], (), (c.id,))
 
     def _purge(self) -> None:

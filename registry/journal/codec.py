@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from registry import manifest
+from registry.analysis.verdict import LiveVerdict, ShadowCounts, verdict_from_json, verdict_to_json
 from registry.errors import BadInput
 from registry.schema import ReleaseVersion
 from registry.traffic import TOKEN_CHARS, ArmReport, Block, Command, Entry, RouterReport, Traffic
@@ -24,6 +25,7 @@ MAX_ID_CHARS = 256
 LATENCY_DIGITS = 2
 
 _TRAFFIC_KEYS = frozenset(f.name for f in fields(Traffic))
+_SHADOW_KEYS = frozenset(f.name for f in fields(ShadowCounts))
 _SECRET_NAMES = r"(?:password|passwd|secret|api_?key|access_key|private_key)"
 _SECRETS = (
     # The password of a URL, an API key of Palate, and what follows an authorization scheme or the name of a secret
@@ -43,6 +45,21 @@ def decode_traffic(text: str) -> Traffic:
     """Keys that only a newer version knows are left out."""
     value = {key: v for key, v in orjson.loads(text).items() if key in _TRAFFIC_KEYS}
     return Traffic(**{**value, "warm": tuple(value.get("warm", ()))})
+
+
+def encode_verdict(live: LiveVerdict) -> str:
+    """`rollout` and `at_s` have columns of their own."""
+    return to_json({"verdict": verdict_to_json(live.verdict), "shadow": asdict(live.shadow)}, "verdict")
+
+
+def decode_verdict(app: str, rollout: int, at_s: float, text: str) -> LiveVerdict | None:
+    """None for one that this version cannot read."""
+    value = orjson.loads(text)
+    verdict = verdict_from_json(value.get("verdict"))
+    if verdict is None:
+        return None
+    shadow = {name: count for name, count in value.get("shadow", {}).items() if name in _SHADOW_KEYS}
+    return LiveVerdict(app, rollout, at_s, verdict, ShadowCounts(**shadow))
 
 
 def encode_release(version: ReleaseVersion) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import orjson
 from sqlalchemy import Connection, delete, exists, select, update
 
+from registry.analysis.verdict import LiveVerdict
 from registry.database import Database
 from registry.database.dialect import clock_s, insert
 from registry.journal import lease
@@ -19,9 +20,11 @@ from registry.journal.codec import (
     checked_limit,
     clipped_entry,
     decode_details,
+    decode_verdict,
     encode_details,
     encode_release,
     encode_traffic,
+    encode_verdict,
     to_json,
 )
 from registry.journal.tables import (
@@ -32,6 +35,7 @@ from registry.journal.tables import (
     journal,
     nudges,
     router_reports,
+    verdicts,
     webhook_deliveries,
 )
 from registry.rollout.codec import state_from_json, state_to_json
@@ -111,6 +115,21 @@ class SqlJournal:
             newest_first = query.order_by(journal.c.id.desc()).limit(checked_limit(limit))
             rows = connection.execute(newest_first).mappings().all()
         return [Entry(**{**row, "details": decode_details(row["details"])}) for row in reversed(rows)]
+
+    def show_verdict(self, holder: str, live: LiveVerdict) -> None:
+        row = {"rollout": live.rollout, "at_s": live.at_s, "body": encode_verdict(live)}
+        with self._database.writing() as connection:
+            lease.require(connection, holder)
+            connection.execute(
+                insert(connection, verdicts)
+                .values(app=live.app, **row)
+                .on_conflict_do_update(index_elements=["app"], set_=row)
+            )
+
+    def verdict(self, app: str) -> LiveVerdict | None:
+        with self._database.reading() as connection:
+            row = connection.execute(select(verdicts).where(verdicts.c.app == app)).first()
+        return None if row is None else decode_verdict(*row)
 
     def submit(self, command: Command) -> int:
         """Raises BadInput for a `who` or a `why` that cannot be kept."""

@@ -82,6 +82,15 @@ journal = Table(
     sqlite_autoincrement=True,
 )
 
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("app", Text, primary_key=True),
+    Column("rollout", BigInteger, nullable=False),
+    Column("at_s", Float, nullable=False),
+    Column("body", Text, nullable=False, comment="what the evidence says now, as JSON"),
+)
+
 commands = Table(
     "commands",
     metadata,

@@ -19,13 +19,14 @@ Answer = str | None
 
 def on_command(draft: Draft, event: CommandSeen) -> None:
     command = event.command
+    draft.command = command.id
     before, told = draft.state, len(draft.entries)
     answer = _VERBS[command.verb](draft, event, By(command.who, command.why))
     if answer is not None:
         assert draft.state is before, "a refused command changes nothing"
         assert len(draft.entries) == told, "and tells nothing else"
         why = f"{command.verb}: {answer}"
-        draft.tell("refused-command", By(command.who, why), command.version, command=command.id, asked=command.why)
+        draft.tell("refused-command", By(command.who, why), command.version, asked=command.why)
 
 
 def _start(draft: Draft, event: CommandSeen, by: By) -> Answer:

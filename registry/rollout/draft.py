@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from registry.analysis.verdict import Verdict
+from registry.analysis.verdict import Verdict, verdict_to_json
 from registry.rollout import outbox
 from registry.rollout.state import AliasName, AppState, EntryKind, Rollout
 from registry.rollout.traffic import percent_of
@@ -43,6 +43,8 @@ class Draft:
     state: AppState
     now: float
     entries: list[Entry] = field(default_factory=list)
+    command: int | None = None
+    """The id of the command that is dealt with: every entry says that it was caused by it."""
 
     def set(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
@@ -65,8 +67,10 @@ class Draft:
         rollout = self._rollout_of(version)
         if rollout is not None:
             details = {"phase": rollout.phase, "step": rollout.step, "percent": percent_of(rollout)} | details
+        if self.command is not None:
+            details["command"] = self.command
         if by.verdict is not None:
-            details["verdict"] = verdict_details(by.verdict)
+            details["verdict"] = verdict_to_json(by.verdict)
         number = 0 if rollout is None else rollout.id
         self.entries.append(Entry(self.state.app, number, self.now, kind, by.who, by.why, version, details))
 
@@ -89,13 +93,6 @@ class Draft:
         self.state = outbox.with_tags(self.state, version, tags)
 
 
-def verdict_details(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as plain JSON; what is not finite is null."""
-    plain = asdict(verdict)
-    plain["guards"] = [{name: _finite(value) for name, value in guard.items()} for guard in plain["guards"]]
-    return plain
-
-
 def evidence_tag(verdict: Verdict) -> str:
     """The numbers of a verdict as a short line of JSON."""
     guards: Mapping[str, Any] = {
@@ -112,10 +109,6 @@ def evidence_tag(verdict: Verdict) -> str:
     if len(line) > MAX_EVIDENCE_CHARS:
         line = json.dumps({**plain, "guards": {name: guard["state"] for name, guard in guards.items()}})
     return line[:MAX_EVIDENCE_CHARS]
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(value: float | None) -> float | None:

@@ -43,7 +43,7 @@ def lift(draft: Draft, version: int) -> dict[str, str]:
 
 def promote(draft: Draft, rollout: Rollout, by: By) -> None:
     """It is stable now, whatever it is compared with afterwards. What a person promotes is watched, not undone."""
-    draft.tell("promoted", by, rollout.version, previous=draft.state.stable)
+    draft.tell("promoted", by, rollout.version, previous=draft.state.stable, bake_s=rollout.plan.bake_s)
     draft.tag(rollout.version, "promoted", by)
     _free_canary(draft, rollout.version)
     before = draft.state.previous

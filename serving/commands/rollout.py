@@ -15,7 +15,14 @@ from registry.explain import entry_of, explain
 from registry.traffic import Verb
 from serving.client import PalateClient
 from serving.commands import HomeOption, JsonOption, console, home_of
-from serving.commands.rollout_view import progress_line, progress_table, rollouts_table, show_entries, show_status
+from serving.commands.rollout_view import (
+    progress,
+    progress_line,
+    progress_mark,
+    rollouts_table,
+    show_entries,
+    show_status,
+)
 from serving.errors import BadRequest, NotFound, StoreUnavailable
 
 AppArgument = Annotated[str, typer.Argument(help="The app.")]
@@ -219,7 +226,8 @@ def _last(client: PalateClient, app: str) -> int:
 
 def _follow(client: PalateClient, app: str, before: int, as_json: bool) -> None:
     """Show the first rollout after `before` until it ends. Exit status 1 unless it was promoted."""
-    number, away_since, shown = 0, 0.0, ""
+    number, away_since = 0, 0.0
+    shown: tuple[object, ...] | None = None
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while True:
             try:
@@ -232,10 +240,10 @@ def _follow(client: PalateClient, app: str, before: int, as_json: bool) -> None:
                 if number and (rollout is None or rollout["number"] != number):
                     break
                 if rollout is not None and console.is_terminal:
-                    live.update(progress_table(body))
-                elif rollout is not None and not as_json and (line := progress_line(rollout)) != shown:
-                    console.print(line, markup=False, highlight=False)
-                    shown = line
+                    live.update(progress(body))
+                elif rollout is not None and not as_json and (mark := progress_mark(rollout)) != shown:
+                    console.print(progress_line(rollout), markup=False, highlight=False)
+                    shown = mark
             except StoreUnavailable:
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > GIVE_UP_AFTER_S:
@@ -246,5 +254,5 @@ def _follow(client: PalateClient, app: str, before: int, as_json: bool) -> None:
         console.print_json(data=story)
     else:
         console.print(explain([entry_of(raw) for raw in story["entries"]]), markup=False, highlight=False, end="")
-    if story["outcome"] not in ("promoted", "baking"):  # baking: promoted by a plan that has no bake
+    if story["outcome"] != "promoted":
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,7 +24,7 @@ def show_status(body: Mapping[str, Any], console: Console) -> None:
         shares = ", ".join(f"version {v} {percent:g} %" for v, percent in serving["percent"].items())
         console.print(f"[bold]{body['app']}[/]: stable is version {serving['stable']} ({shares})", highlight=False)
     if rollout is not None:
-        console.print(progress_table(body))
+        console.print(progress(body))
     elif body["last"] is not None:
         last = entry_of(body["last"])
         version = "" if last.version is None else f" version {last.version}"
@@ -36,8 +36,16 @@ def show_status(body: Mapping[str, Any], console: Console) -> None:
         console.print(f"[yellow]![/] {escape(line)}", highlight=False)
 
 
-def progress_table(body: Mapping[str, Any]) -> Table:
-    """The running rollout as a table of two columns."""
+def progress(body: Mapping[str, Any]) -> RenderableType:
+    """The running rollout, and below it what each guard sees."""
+    verdict = body["rollout"]["verdict"]
+    if verdict is None or not verdict["guards"]:
+        return _rollout_table(body)
+    said = [f"  {escape(plain(guard['sentence']))}" for guard in verdict["guards"]]
+    return Group(_rollout_table(body), "", _guards_table(verdict["guards"]), *said)
+
+
+def _rollout_table(body: Mapping[str, Any]) -> Table:
     rollout = body["rollout"]
     table = Table(title=None, box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
@@ -50,15 +58,47 @@ def progress_table(body: Mapping[str, Any]) -> Table:
     for arm, seen in rollout["requests"].items():
         failed = f", [red]{seen['failed']:,} failed[/]" if seen["failed"] else ""
         table.add_row(f"{arm} requests", f"{seen['requests']:,}{failed}")
+    shadow = rollout["shadow"]
+    if shadow is not None and shadow["compared"]:
+        agreed = f"{shadow['agreed']:,} of {shadow['compared']:,} answers ({shadow['agreed'] / shadow['compared']:.1%})"
+        table.add_row("shadow agreed on", agreed)
     verdict = rollout["verdict"]
     if verdict is not None:
         style = STATES.get(verdict["state"], "bold")
-        table.add_row("last verdict", f"[{style}]{verdict['state']}[/] {escape(plain(verdict['sentence']))}")
+        since = f" [dim](since {duration(verdict['age_s'])})[/]"
+        table.add_row("verdict", f"[{style}]{verdict['state']}[/] {escape(plain(verdict['sentence']))}{since}")
     return table
 
 
+def _guards_table(guards: Sequence[Mapping[str, Any]]) -> Table:
+    """Estimates with the limits they are within at all times."""
+    table = Table("guard", "state", "canary", "control", "evidence / fails at", box=None, pad_edge=False)
+    for guard in guards:
+        # What has no end was sent as null
+        evidence = "∞" if guard["evidence"] is None else f"{guard['evidence']:.3g}"
+        table.add_row(
+            guard["name"], f"[{STATES.get(guard['state'], 'bold')}]{guard['state']}[/]", _estimate(guard, "canary"),
+            _estimate(guard, "control"), f"{evidence} / {guard['fails_at']:.3g}",
+        )  # fmt: skip
+    return table
+
+
+def _estimate(guard: Mapping[str, Any], arm: str) -> str:
+    value, low, high = (guard[name] for name in (arm, f"{arm}_low", f"{arm}_high"))
+    if value is None:
+        return "-"
+    limits = ["?" if limit is None else f"{limit:.3g}" for limit in (low, high)]
+    return f"{value:.3g} ({limits[0]}..{limits[1]})"
+
+
+def progress_mark(rollout: Mapping[str, Any]) -> tuple[object, ...]:
+    """Changes only when something happens: then a line is worth its place in a log."""
+    verdict = rollout["verdict"]
+    return _stage(rollout), rollout["paused"], rollout["alarmed"], verdict and verdict["state"]
+
+
 def progress_line(rollout: Mapping[str, Any]) -> str:
-    """The same on one line that changes only when something happens, for a log."""
+    """The same on one line."""
     verdict = rollout["verdict"]
     said = f"; {verdict['state']}: {plain(verdict['sentence'])}" if verdict is not None else ""
     return f"rollout {rollout['number']}, version {rollout['version']}: {_stage(rollout)}{said}"

@@ -66,6 +66,12 @@ _SUMMARY = {
     "reason": _ENTRY["why"], "started": "2026-11-18T11:06:40.000+00:00", "ended": "2026-11-18T11:12:11.400+00:00",
     "who": "kim (key local 1a2b3c4d5e6f)", "why": "new synonyms",
 }  # fmt: skip
+_GUARD = {
+    "name": "error", "state": "Pass",
+    "sentence": "error: canary fails 0 % of requests, control 0.25 %; a rise of 2 points is ruled out",
+    "canary": 0.0, "canary_low": 0.0, "canary_high": 0.019, "control": 0.0025, "control_low": 0.0,
+    "control_high": 0.024, "evidence": 0.02, "fails_at": 400.0, "superior": None, "failed_after": None,
+}  # fmt: skip
 _SERVING = {"stable": 6, "percent": {"6": 95.0, "7": 5.0}}
 
 
@@ -88,7 +94,8 @@ RELEASES: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 ROLLOUT: dict[int | str, dict[str, Any]] = {
     200: _answer(
-        "The rollout that is on its way; `rollout` is null when none is.",
+        "The rollout that is on its way; `rollout` is null when none is. `verdict` is what the evidence says now: it "
+        "became so `age_s` seconds ago. `evidence` fails a guard at `fails_at`; null: it has no end.",
         {
             "app": "wine-orders", "controller": "host-1", "serving": _SERVING, "stable": 6, "previous": 5,
             "rollout": {
@@ -96,8 +103,9 @@ ROLLOUT: dict[int | str, dict[str, Any]] = {
                 "percent": 5.0, "paused": False, "alarm_only": False, "alarmed": False, "started_s": 1795000000.0,
                 "since_s": 1795000128.0, "who": "kim (key local 1a2b3c4d5e6f)", "why": "new synonyms",
                 "requests": {"canary": {"requests": 412, "failed": 0}, "control": {"requests": 405, "failed": 1}},
-                "verdict": {"state": "Pass", "sentence": "nothing is worse", "guards": [], "canary_requests": 100,
-                            "control_requests": 104},
+                "verdict": {"state": "Pass", "sentence": "nothing is worse", "guards": [_GUARD],
+                            "canary_requests": 400, "control_requests": 395, "at_s": 1795000330.2, "age_s": 0.4},
+                "shadow": {"requests": 250, "failures": 0, "compared": 250, "agreed": 241},
             },
             "arms": [], "routers": [], "quarantined": {"4": "error: the canary failed 9 % of its requests"},
             "waiting": {"commands": [], "aliases": [], "tags": []}, "last": _ENTRY,

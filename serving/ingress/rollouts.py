@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from registry.analysis import Analysis
+from registry.analysis import Analysis, LiveVerdict
 from registry.errors import BadInput, RegistryUnavailable, ReleaseNotFound, ReleaseRefused
 from registry.explain import Summary, by_rollout, entry_json, explain, plain, summarize, verdict_of
 from registry.plan import RolloutPlan, plan_of, reward_range
@@ -92,9 +92,9 @@ async def command_rollout(app: str, request: Request) -> Response:
     wanted = parse(RolloutRequest, await read_body(request))
     version = await in_thread(lambda: _check(steering, app, wanted))
     command = Command(app, wanted.action, _who(key, wanted.by), wanted.why, now, version)
-    before, command_id, running = await in_thread(lambda: _submit(steering, command))
+    command_id, running = await in_thread(lambda: _submit(steering, command))
     handled = running and await _wait_handled(steering, command_id)
-    entries = await in_thread(lambda: _caused(steering, command, before)) if handled else []
+    entries = await in_thread(lambda: _caused(steering, app, command_id)) if handled else []
     refused = [entry for entry in entries if entry.kind == "refused-command"]
     if refused:
         raise Conflict(refused[-1].why, field="action")
@@ -203,11 +203,9 @@ def _who(key: ApiKey, by: str | None) -> str:
     return f"{by} ({of_key})" if by else of_key
 
 
-def _submit(steering: Steering, command: Command) -> tuple[int, int, bool]:
-    """(the newest entry before it, the command's id, whether somebody is there to deal with it)."""
-    newest = steering.journal.entries(command.app, None, 1)
-    command_id = steering.journal.submit(command)
-    return (newest[-1].id if newest else 0), command_id, steering.journal.holder() is not None
+def _submit(steering: Steering, command: Command) -> tuple[int, bool]:
+    """(the command's id, whether somebody is there to deal with it)."""
+    return steering.journal.submit(command), steering.journal.holder() is not None
 
 
 async def _wait_handled(steering: Steering, command_id: int) -> bool:
@@ -219,10 +217,10 @@ async def _wait_handled(steering: Steering, command_id: int) -> bool:
     return True
 
 
-def _caused(steering: Steering, command: Command, before: int) -> list[Entry]:
-    """What the journal says of the command: every entry carries who asked."""
-    entries = steering.journal.entries(command.app, None, 100)
-    return [entry for entry in entries if entry.id > before and entry.who == command.who]
+def _caused(steering: Steering, app: str, command_id: int) -> list[Entry]:
+    """What the journal says of the command: every entry that it caused carries its id."""
+    entries = steering.journal.entries(app, None, 100)
+    return [entry for entry in entries if entry.details.get("command") == command_id]
 
 
 async def _entries(steering: Steering, app: str, number: str) -> list[Entry]:
@@ -262,13 +260,18 @@ def _status(steering: Steering, live: LiveCounts, app: str, now: float) -> dict[
     entries = steering.journal.entries(app, None, 100)
     since = now - ROUTER_ALIVE_S
     rollout = state.rollout
+    seen: dict[str, Any] = {}
+    if rollout is not None:
+        requests = live.look(app, rollout.id) if traffic is not None else {}
+        seen["requests"] = {arm: {"requests": n.requests, "failed": n.failed} for arm, n in requests.items()}
+        seen |= _judged(steering.journal.verdict(app), rollout.id, entries, now)
     return {
         "app": app,
         "controller": steering.journal.holder(),
         "serving": _serving(traffic),
         "stable": state.stable,
         "previous": state.previous,
-        "rollout": None if rollout is None else _rollout_view(rollout, traffic, entries, live),
+        "rollout": None if rollout is None else {**_rollout_view(rollout, traffic), **seen},
         "arms": [asdict(arm) for arm in steering.board.arms(app, rollout.id)] if rollout is not None else [],
         "routers": [asdict(report) for report in steering.board.routers(app, since)],
         "quarantined": {str(version): why for version, why in state.quarantined.items()},
@@ -281,11 +284,20 @@ def _status(steering: Steering, live: LiveCounts, app: str, now: float) -> dict[
     }
 
 
-def _rollout_view(
-    rollout: Rollout, traffic: Traffic | None, entries: Sequence[Entry], live: LiveCounts
-) -> dict[str, Any]:
-    verdicts = [v for e in entries if e.rollout == rollout.id and (v := verdict_of(e)) is not None]
-    counts = live.look(traffic.app, rollout.id) if traffic is not None else {}
+def _judged(live: LiveVerdict | None, rollout: int, entries: Sequence[Entry], now: float) -> dict[str, Any]:
+    """What the evidence says now, else what it said when something was last decided; and since when it says so."""
+    told = [(e.at_s, v) for e in entries if e.rollout == rollout and (v := verdict_of(e)) is not None]
+    shadow = None
+    if live is not None and live.rollout == rollout:
+        told.append((live.at_s, live.verdict))
+        shadow = asdict(live.shadow) if live.shadow.requests else None
+    if not told:
+        return {"verdict": None, "shadow": None}
+    at_s, verdict = told[-1]
+    return {"verdict": {**asdict(verdict), "at_s": at_s, "age_s": max(0.0, now - at_s)}, "shadow": shadow}
+
+
+def _rollout_view(rollout: Rollout, traffic: Traffic | None) -> dict[str, Any]:
     return {
         "number": rollout.id,
         "version": rollout.version,
@@ -301,8 +313,6 @@ def _rollout_view(
         "since_s": rollout.since_s,
         "who": rollout.who,
         "why": rollout.why,
-        "requests": {arm: {"requests": tally.requests, "failed": tally.failed} for arm, tally in counts.items()},
-        "verdict": asdict(verdicts[-1]) if verdicts else None,
     }
 
 

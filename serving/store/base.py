@@ -13,10 +13,9 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from sqlalchemy import Connection, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.sql.schema import Table
 
 from registry.database import Database
+from registry.database.dialect import insert
 from registry.errors import RegistryUnavailable
 from serving.errors import StoreUnavailable
 from serving.store.tables import counters
@@ -53,11 +52,6 @@ def _serving_errors() -> Iterator[None]:
     except RegistryUnavailable as error:
         # The cause names the host and the driver's reason: for the log, not for the caller
         raise StoreUnavailable("the database cannot be used now: wait, then send it again") from error
-
-
-def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that has ON CONFLICT, which the two databases spell alike but SQLAlchemy keeps per dialect."""
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def lock_counter(connection: Connection, app: str, name: Counter) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 from sqlalchemy import select
 
+from registry.database.dialect import insert
 from serving.errors import BadRequest
 from serving.ports import Expansions
-from serving.store.base import SqlStore, insert, lock_counter, read_counter, set_counter
+from serving.store.base import SqlStore, lock_counter, read_counter, set_counter
 from serving.store.tables import expansions
 
 MAX_CHARS = 256

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, delete, select
 
+from registry.database.dialect import insert
 from serving.schema import FeedbackEvent, Trace
-from serving.store.base import KEYS_PER_QUERY, SqlStore, chunks, insert, lock_counter, set_counter
+from serving.store.base import KEYS_PER_QUERY, SqlStore, chunks, lock_counter, set_counter
 from serving.store.codec import check_limit, decode_event, decode_trace, encode_event, encode_trace
 from serving.store.tables import feedback, traces
 

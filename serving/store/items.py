@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, false, select, true, update
 
+from registry.database.dialect import insert
 from serving.schema import Item
 from serving.store.base import (
     KEYS_PER_QUERY,
     SqlStore,
     chunks,
-    insert,
     lock_counter,
     read_counter,
     set_counter,

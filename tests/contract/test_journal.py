@@ -21,6 +21,7 @@ from tests.rollout_stores import (
     command,
     entry,
     evidence,
+    live_verdict,
     release,
 )
 from tests.waiting import wait_for
@@ -151,6 +152,27 @@ def test_plain_words_are_left_alone(stores: Stores, journal: Journal) -> None:
     [kept] = stores.other.entries("shop")
     assert kept.why == why
     assert kept.details == {"tokens": "0123abcd", "limit": [1, None, True]}
+
+
+# --- what the evidence says now
+
+
+def test_the_last_verdict_shown_is_kept_whole(stores: Stores, journal: Journal) -> None:
+    assert stores.other.verdict("shop") is None
+    for live in (live_verdict(2), live_verdict(3, 99.5), live_verdict(1, app="bar")):
+        journal.show_verdict("me", live)
+    assert stores.other.verdict("shop") == live_verdict(3, 99.5)
+    assert stores.other.verdict("bar") == live_verdict(1, app="bar")
+    assert journal.entries("shop") == []
+
+
+def test_only_the_holder_shows_verdicts(stores: Stores, journal: Journal) -> None:
+    journal.show_verdict("me", live_verdict(2))
+    journal.release_lease("me")
+    assert stores.other.take_lease("second", 600)
+    with pytest.raises(LeaseLost):
+        journal.show_verdict("me", live_verdict(3))
+    assert stores.other.verdict("shop") == live_verdict(2)
 
 
 # --- commands

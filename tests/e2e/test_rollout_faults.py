@@ -103,12 +103,12 @@ def test_canary_that_fails_to_load(drilled: Drilled):
     version = drilled.candidate(QUICK, "does not load", refuse=1)
     before = drilled.rollouts.last()
     drilled.set_canary(version)
-    wait_for(lambda: drilled.rollouts.last() > before and not drilled.rollouts.current(), "the refusal", 60)
+    wait_for(lambda: drilled.rollouts.last() > before and not drilled.rollouts.current(), 60)
     number = drilled.rollouts.last()
     assert "does not load" in drilled.rollouts.story(number)
     assert "ready" not in kinds(drilled.rollouts.entries(number))
-    wait_for(lambda: "does not load" in drilled.tags(version).get("palate.rollout.reason", ""), "the tag", 20)
-    wait_for(lambda: "canary" not in drilled.store.get(APP, version).aliases, "the alias to go", 20)
+    wait_for(lambda: "does not load" in drilled.tags(version).get("palate.rollout.reason", ""), 20)
+    wait_for(lambda: "canary" not in drilled.store.get(APP, version).aliases, 20)
 
 
 def test_canary_that_fails_after_200_requests(drilled: Drilled):
@@ -117,8 +117,8 @@ def test_canary_that_fails_after_200_requests(drilled: Drilled):
     drilled.rollouts.wait_for_end(120)
     assert "rolled-back" in kinds(drilled.rollouts.entries(number))
     [end] = [e for e in drilled.rollouts.entries(number) if e["kind"] == "rolled-back"]
-    assert end["details"]["evidence"]["canary_requests"] > 100
-    wait_for(lambda: drilled.tags(version).get("palate.rollout") == "rolled back", "the tag", 20)
+    assert end["details"]["verdict"]["canary_requests"] > 100
+    wait_for(lambda: drilled.tags(version).get("palate.rollout") == "rolled back", 20)
 
 
 def test_canary_that_leaks_memory_until_it_is_killed(drilled: Drilled):
@@ -156,7 +156,7 @@ def test_mlflow_is_down_for_the_whole_rollout(drilled: Drilled):
     finally:
         for process in stopped:
             process.resume()
-    wait_for(lambda: drilled.tags(version).get("palate.rollout") == "rolled back", "what was decided, in MLflow", 60)
+    wait_for(lambda: drilled.tags(version).get("palate.rollout") == "rolled back", 60)
     assert drilled.store.get(APP, "stable").version == drilled.rollouts.stable()
 
 
@@ -214,7 +214,7 @@ def test_rollback_while_promoting(drilled: Drilled):
     assert drilled.rollouts.act("rollback").is_success
     drilled.rollouts.wait_for_end(60)
     assert drilled.rollouts.stable() == stable
-    wait_for(lambda: drilled.store.get(APP, "stable").version == stable, "the alias", 30)
+    wait_for(lambda: drilled.store.get(APP, "stable").version == stable, 30)
     assert {"promoted", "rolled-back"} <= set(kinds(drilled.rollouts.entries(number)))
 
 

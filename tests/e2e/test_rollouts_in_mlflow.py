@@ -110,5 +110,5 @@ def test_releases_earn_their_traffic(live: Live):
 def assert_failed_by(entries: list[dict[str, Any]], guards: set[str]) -> None:
     """The rollback names a guard, among these, that failed."""
     [end] = [entry for entry in entries if entry["kind"] == "rolled-back"]
-    failed = {g["name"] for g in end["details"]["evidence"]["guards"] if g["state"] == "Fail"}
+    failed = {g["name"] for g in end["details"]["verdict"]["guards"] if g["state"] == "Fail"}
     assert failed & guards, end

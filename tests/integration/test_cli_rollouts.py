@@ -16,6 +16,7 @@ from tests.endpoint import Endpoint, Setup, bare_release, made_up_spec, serve
 from tests.integration.test_cli import Palate, assert_one_line, env_of, palate
 from tests.rollout_desk import desk, past
 from tests.rollout_sample import entries, evidence
+from tests.rollout_stores import live_verdict
 from tests.waiting import wait_for
 
 __all__ = ["palate"]
@@ -68,6 +69,21 @@ def test_a_rollout_is_steered_from_the_shell(palate: Palate, teas: Endpoint) -> 
         status = palate("rollout", "status", "teas", env=env).out
         assert "stable is version 1" in status
         assert "version 2 is quarantined: wrong" in status
+
+
+def test_status_shows_what_each_guard_sees_now(palate: Palate, teas: Endpoint) -> None:
+    env = env_of(teas)
+    with desk(teas.stores, "teas"):
+        palate("rollout", "start", "teas", "2", "--why", "new", env=env)
+        teas.stores.journal.show_verdict("desk", live_verdict(1, time.time() - 40, app="teas"))
+        status = palate("rollout", "status", "teas", env=env).out
+        told = palate("rollout", "status", "teas", "--json", env=env).json["rollout"]
+    rows = [line.split() for line in status.splitlines()]
+    assert ["error", "Fail", "0.3", "(0.2..0.4)", "0", "(0..0.01)", "∞", "/", "400"] in rows
+    assert ["reward", "Inconclusive", "-", "-", "1", "/", "100"] in rows
+    assert "reward: no answers yet" in status
+    assert "47 of 49 answers (95.9%)" in status
+    assert told["verdict"]["guards"][0]["failed_after"] == 31
 
 
 def test_who_asks_is_the_user_of_this_machine(palate: Palate, teas: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.endpoint import Endpoint, Setup, bare_release, made_up_spec, serve
 from tests.problem import assert_problem
 from tests.rollout_desk import desk, past
 from tests.rollout_sample import entries, evidence
+from tests.rollout_stores import entry, live_verdict
 
 SECRET = "made-up-webhook-secret"
 
@@ -117,6 +119,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         ({"action": "start", "version": 2, "by": "x" * 81}, 400, "by"),
         ({"action": "start", "version": 2, "by": ""}, 400, "by"),
         ({"action": "start", "version": 2, "by": "kim\nann"}, 400, "by"),
+        ({"action": "start", "version": 2, "by": "kim\0"}, 400, "by"),
+        ({"action": "start", "version": 2, "why": "because\0"}, 400, "why"),
         ({"action": "start"}, 400, "version"),
         ({"action": "switch"}, 400, "version"),
         ({"action": "start", "version": 0}, 400, "version"),
@@ -169,6 +173,30 @@ def test_a_rollout_from_start_to_abort(endpoint: Endpoint) -> None:
         # What was asked of version 1 is no part of this rollout.
         kinds = ["started", "refused-command", "paused", "resumed", "aborted"]
         assert [e["kind"] for e in story["entries"]] == kinds
+
+
+def test_the_verdict_is_the_one_of_now(endpoint: Endpoint) -> None:
+    journal = endpoint.stores.journal
+
+    def rollout() -> dict[str, Any]:
+        return dict(get(endpoint, "teas/rollout").json()["rollout"])
+
+    with desk(endpoint.stores, "teas"):
+        ask(endpoint, action="start", version=2)
+        assert (rollout()["verdict"], rollout()["shadow"]) == (None, None)
+        journal.show_verdict("desk", live_verdict(9, app="teas"))
+        assert rollout()["verdict"] is None, "another rollout's"
+
+        told = entry("note", "teas", rollout=1, details={"verdict": {"state": "Pass", "sentence": "as decided"}})
+        journal.record("desk", journal.states()["teas"], None, [told])
+        assert rollout()["verdict"]["sentence"] == "as decided"
+
+        journal.show_verdict("desk", live_verdict(1, time.time() - 40, app="teas"))
+        verdict = rollout()["verdict"]
+        assert (verdict["state"], verdict["canary_requests"]) == ("Fail", 120)
+        assert 40 <= verdict["age_s"] < 4000
+        assert [(g["name"], g["evidence"]) for g in verdict["guards"]] == [("error", None), ("reward", 1.0)]
+        assert rollout()["shadow"] == {"requests": 50, "failures": 1, "compared": 49, "agreed": 47}
 
 
 def test_a_switch_and_back(endpoint: Endpoint) -> None:
@@ -249,6 +277,7 @@ def test_deliveries_that_are_not_mlflows_are_refused(endpoint: Endpoint) -> None
     with endpoint.client("") as client:
         assert_problem(client.post(WEBHOOK_PATH, content=b"{}"), 401)
     assert_problem(deliver(endpoint, body=b"x" * 100_000), 413)
+    assert_problem(deliver(endpoint, "d" * 257), 400, field="delivery_id")
     assert endpoint.stores.journal.take_nudges() == set()
 
 
@@ -282,6 +311,17 @@ def test_a_slow_controller_is_waited_for_only_so_long(endpoint: Endpoint) -> Non
     assert time.monotonic() - began > 2
     assert "has not dealt with it yet" in answer.json()["note"]
     assert [c.verb for c in endpoint.stores.journal.commands()] == ["pause"]
+
+
+def test_a_person_gets_no_answer_to_another_command_of_theirs(endpoint: Endpoint) -> None:
+    """The same person asks twice at the same time; of each command only what it caused is told."""
+    with desk(endpoint.stores, "teas", every_s=0.5):
+        ask(endpoint, action="start", version=2)
+        with ThreadPoolExecutor(2) as pool:
+            wrong = pool.submit(ask, endpoint, action="promote")
+            right = pool.submit(ask, endpoint, action="pause")
+            assert_problem(wrong.result(), 409)
+            assert [e["kind"] for e in right.result().json()["entries"]] == ["paused"]
 
 
 def test_people_do_not_get_each_others_answers(endpoint: Endpoint) -> None:

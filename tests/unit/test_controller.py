@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
-from registry.fakes import MemoryBoard
+from registry.analysis import LiveVerdict
+from registry.errors import RegistryUnavailable
+from registry.fakes import MemoryBoard, MemoryJournal
 from registry.manifest import release_digest
 from registry.schema import ComponentRef, Release, ReleaseVersion
 from registry.traffic import ArmReport
@@ -218,6 +221,46 @@ def test_two_apps_roll_out_at_once_and_the_fault_of_one_is_its_own(tmp_path: Pat
     world.pass_time(controller, 10, outcomes="eeeee")
     assert world.kinds("wines")[-1] == "rolled-back"
     assert world.kinds("cheese") == ["adopted", "started"]
+
+
+def test_people_see_what_the_evidence_says_during_a_long_step(world: World) -> None:
+    controller = started(world)
+    world.pass_time(controller, 2)
+    world.saw("shadow", "aaz")
+    world.saw("canary", "aaae")
+    world.saw("control", "aaaa")
+    world.pass_time(controller, 1.5)
+    live = world.journal.verdict("wines")
+    assert live is not None
+    assert (live.rollout, live.verdict.canary_requests, live.shadow.requests) == (1, 4, 3)
+    assert "error" in live.verdict.sentence
+    world.pass_time(controller, 3)
+    assert world.journal.verdict("wines") == live, "nothing was seen since"
+
+
+def test_people_see_it_at_most_once_a_second(world: World) -> None:
+    controller = started(world)
+    seen = set()
+    for _ in range(20):
+        world.pass_time(controller, 0.25, outcomes="a")
+        if (live := world.journal.verdict("wines")) is not None:
+            seen.add(live.at_s)
+    times = sorted(seen)
+    assert len(times) >= 4
+    assert all(later - before >= 1.0 for before, later in itertools.pairwise(times))
+
+
+def test_a_verdict_that_cannot_be_shown_stops_no_judging(world: World) -> None:
+    class Blind(MemoryJournal):
+        def show_verdict(self, holder: str, live: LiveVerdict) -> None:
+            raise RegistryUnavailable("the disk is full")
+
+    world.journal = Blind(world.tables)
+    controller = started(world)
+    world.pass_time(controller, 3)
+    world.pass_time(controller, 15, outcomes="eeeee")
+    assert world.kinds()[-1] == "rolled-back"
+    assert world.traffic().canary is None
 
 
 def test_a_lost_traffic_row_is_written_again(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from registry.explain import summarize
 from registry.rollout import AliasesSeen, AppState, Written, advance, traffic_of
 from tests.rollout_story import PLAN, Story
 
@@ -183,6 +184,9 @@ def test_a_bake_time_of_zero_means_no_bake() -> None:
     story.command("promote")
     assert (story.state.stable, story.state.previous, story.state.rollout) == (3, 2, None)
     assert story.traffic.canary is None
+    of_it = [entry for entry in story.entries if entry.rollout == 1]
+    assert of_it[-1].kind == "promoted"
+    assert summarize(of_it).outcome == "promoted"
 
 
 def test_without_a_release_to_compare_with_there_is_no_bake() -> None:

@@ -45,6 +45,20 @@ def test_start_during_a_bake_keeps_the_new_stable() -> None:
     assert story.rollout.base == 2
 
 
+def test_every_entry_that_a_command_caused_names_it() -> None:
+    story = Story().stepping()
+    story.command("start", 3)
+    story.command("pause", 1)
+    story.command("switch", 1)
+    assert story.kinds() == ["superseded", "started", "refused-command", "refused-command"]
+    story.command("switch", 4)
+    assert story.kinds()[4:] == ["aborted", "switched"]
+    assert {entry.details["command"] for entry in story.entries} == {7}
+    story.told().observe(100)
+    assert story.entries
+    assert all("command" not in entry.details for entry in story.entries)
+
+
 def test_start_lifts_a_quarantine() -> None:
     story = Story().stepping()
     story.observe(says="Fail")

@@ -93,6 +93,13 @@ def record() -> None:
     )
     op.create_index("journal_by_app", "journal", ["app", "id"])
     op.create_table(
+        "verdicts",
+        sa.Column("app", sa.Text, primary_key=True),
+        sa.Column("rollout", sa.BigInteger, nullable=False),
+        sa.Column("at_s", sa.Float, nullable=False),
+        sa.Column("body", sa.Text, nullable=False, comment="what the evidence says now, as JSON"),
+    )
+    op.create_table(
         "commands",
         sa.Column("id", identity(), primary_key=True, autoincrement=True),
         sa.Column("app", sa.Text, nullable=False),
@@ -119,7 +126,7 @@ def webhooks() -> None:
 
 def downgrade() -> None:
     for table in (
-        "nudges", "webhook_deliveries", "commands", "journal", "evidence", "arm_reports", "router_reports", "leases",
-        "accepted_releases", "app_states",
+        "nudges", "webhook_deliveries", "commands", "verdicts", "journal", "evidence", "arm_reports", "router_reports",
+        "leases", "accepted_releases", "app_states",
     ):  # fmt: skip
         op.drop_table(table)
