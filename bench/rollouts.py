@@ -47,6 +47,10 @@ class Rollouts:
             spec = with_drill(spec, dict(drill))
         return self._store.publish(derive(origin, checked(spec)), {}).version
 
+    def start(self, version: int) -> None:
+        """Move the alias `canary` to the version, as a person would in the MLflow UI."""
+        self._store.set_alias(self.app, "canary", version)
+
     def overview(self) -> dict[str, Any]:
         """What the admin route tells of the app now."""
         return dict(self._get("/rollout").json())

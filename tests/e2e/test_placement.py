@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,13 +51,18 @@ def test_both_placements_give_the_same_answers(platform: Platform) -> None:
             near, far = (client.post(f"/v1/apps/{app}/query", json=body).json() for app in ("wines", "wines-split"))
             assert near["abstained"] == far["abstained"], body
             assert near["lines"][0]["quantity"] == far["lines"][0]["quantity"]
-            if not near["abstained"]:
-                # Names that differ by vintage only have the same vector, and the last bit of their cosines depends on
-                # the batch they came in: below the first place such twins may change places, at the edge drop out.
-                best, other = near["results"][0], far["results"][0]
-                assert best["id"] == other["id"], body
-                assert best["fields"] == other["fields"]
-                assert best["score"] == pytest.approx(other["score"], abs=5e-3), body
+            best, other = near["results"], far["results"]
+            assert [r["score"] for r in best] == pytest.approx([r["score"] for r in other], abs=1e-3), body
+            # Names that differ by vintage only have the same vector, and the last bit of their cosines depends on the
+            # batch they came in: candidates of one score may change places.
+            assert distinct(best) == distinct(other), body
+
+
+def distinct(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Id and fields of the results whose score no other has; the last may have a twin that was cut off."""
+    scores = [r["score"] for r in results]
+    alone = [r for r in results[:4] if sum(abs(r["score"] - score) < 1e-3 for score in scores) == 1]
+    return [{"id": r["id"], "fields": r["fields"]} for r in alone]
 
 
 def test_a_bad_request_is_the_same_error_from_both(platform: Platform) -> None:
