@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.processes import BenchError
-from bench.rollouts import Rollouts
+from bench.rollouts import WORSE, Rollouts
 from bench.traffic import LiveTraffic, load_cases
 from registry.database import open_database
 from registry.journal import SqlEvidence
@@ -96,15 +96,13 @@ def _remove_alias(bench: Bench, _: int) -> None:
     bench.store.delete_alias(APP, "canary")
 
 
-WITHOUT_SPELLING = {"retrieve.sources.rules.options": {"jamo": 0, "aliases": 0, "keyboard": 0}}
-
 SCENARIOS = (
     Scenario("errors", {"fail_ratio": 1, "after": HEALTHY_QUERIES}, bad=_failing),
     Scenario("slowness", {"delay_ms": 500, "after": HEALTHY_QUERIES}, bad=_slow),
     Scenario("replica killed", strike=_signal(signal.SIGKILL), bad=_failing),
     Scenario("process hung", strike=_signal(signal.SIGSTOP), bad=_failing),
     Scenario("alias moved by hand", strike=_remove_alias),
-    Scenario("low reward", changes=WITHOUT_SPELLING, bad=lambda _: True, bar_s=None),
+    Scenario("low reward", changes=WORSE, bad=lambda _: True, bar_s=None),
 )
 
 

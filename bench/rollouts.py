@@ -27,6 +27,13 @@ QUICK = {
 """A plan for traffic of 50 queries a second: minutes instead of hours."""
 
 
+WORSE = {
+    "retrieve.sources.rules.options": {"jamo": 0, "aliases": 0, "keyboard": 0},
+    "retrieve.fusion.abstain_below": 0,
+}
+"""Settings of wine-orders that answer quickly and wrongly: no spelling is understood, and every guess is given."""
+
+
 class Rollouts:
     """Of one app. `url` is the endpoint's, `key` has the scope `admin`."""
 

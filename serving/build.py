@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from serving import metrics
 from serving.components.catalogue import Catalogue
 from serving.components.index import IndexInfo
 from serving.components.rules import load_rules
+from serving.compute import compute
 from serving.config import ServingConfig
 from serving.items import ExpansionFollower, ExpansionStore, Followers, ItemFollower
 from serving.pipeline import Pipeline
@@ -78,7 +78,7 @@ def near(app: str, embedder: CachedEmbedder) -> Embedding:
     """An embedder of this process, run in a thread."""
 
     async def embed(texts: Sequence[str]) -> Vectors:
-        vectors = await asyncio.get_running_loop().run_in_executor(None, embedder.embed, texts)
+        vectors = await compute(embedder.embed, texts)
         stats = embedder.take_stats()
         metrics.CACHE.labels(app, "hit").inc(stats.hits)
         metrics.CACHE.labels(app, "miss").inc(stats.misses)

@@ -27,6 +27,8 @@ from serving.store.codec import decode_event, encode_event
 log = get_log(__name__)
 
 BATCH = 200
+LESSONS = 20
+"""Events of a spool that teach before new ones get their turn."""
 Learn = Callable[[FeedbackEvent], None]
 
 
@@ -209,8 +211,9 @@ class FeedbackRecorder:
             self._away = False
             fresh = [event for event, is_new in zip(batch, new, strict=True) if is_new]
             self.counters.replayed += len(fresh)
-            self._teach(fresh)
-            self._serve(0)  # new events do not wait for a long spool
+            for lesson in chunks(fresh, LESSONS):
+                self._teach(lesson)
+                self._serve(0)  # new events do not wait for a long spool
         return damaged
 
     def _teach(self, events: Iterable[FeedbackEvent]) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from serving.arms import Arms
+from serving.compute import make_room_for_waiting
 from serving.config import ServingConfig
 from serving.evidence import EvidenceRecorder
 from serving.feedback import FeedbackRecorder
@@ -48,6 +49,7 @@ def build_ingress(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        make_room_for_waiting()
         await services.router.refresh()
         services.router.start(services.config.traffic_poll_s, services.config.refresh_s)
         yield

@@ -69,6 +69,12 @@ def wanted_arms(traffic: Mapping[str, Traffic]) -> dict[str, WantedArm]:
     return {wanted.name: wanted for wanted in found}
 
 
+def _serves(traffic: Traffic, split: Mapping[str, ReleaseVersion], running: Running) -> bool:
+    """Whether the app's stable release runs, as far as that is up to applications of its own."""
+    name = split_application_name(traffic.app, traffic.stable)
+    return name not in split or (name in running and running[name].status == "RUNNING")
+
+
 class Deployer:
     """`start` runs `reconcile` again and again until `close`. Only one may run per Ray cluster."""
 
@@ -100,13 +106,15 @@ class Deployer:
         """One pass. Raises RegistryUnavailable when the traffic cannot be read: everything stays as it is then."""
         traffic = self._board.traffic()
         running = serve.status().applications
-        arms = wanted_arms(traffic)
-        for arm in arms.values():
-            self._follow(arm, running)
         split = self._wanted_split(traffic)
         for name, version in split.items():
             if name not in running:
                 deploy(name, version, self._config)
+        arms = wanted_arms(traffic)
+        for arm in arms.values():
+            # What serves users comes first: an arm must not take the GPU that a new stable release waits for.
+            if arm.name in running or _serves(arm.traffic, split, running):
+                self._follow(arm, running)
         self._delete_unwanted(running, traffic, {*arms, *split})
         for gone in set(self._judged) - set(arms):
             del self._judged[gone]

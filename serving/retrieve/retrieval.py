@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from serving.components.catalogue import Catalogue
 from serving.components.text import item_text
+from serving.compute import compute
 from serving.ports import Expansions, Hits, Mask, Source, Vectors, VectorSource
 from serving.retrieve import fusion
 from serving.retrieve.rules import RulesSource
@@ -109,12 +110,11 @@ class Retrieval:
         source, top_k = self._sources[name], self._spec.sources[name].top_k
         asked = [queries[i] for i in which]
         allowed = [masks[i] for i in which]
-        loop = asyncio.get_running_loop()
         if isinstance(source, DenseSource):
             vectors = await source.embed([query.text for query in asked])
-            hits = await loop.run_in_executor(None, source.vectors.search, vectors, allowed, top_k)
+            hits = await compute(source.vectors.search, vectors, allowed, top_k)
         else:
-            hits = await loop.run_in_executor(None, source.search, asked, allowed, top_k)
+            hits = await compute(source.search, asked, allowed, top_k)
         for i, one in zip(which, hits, strict=True):
             found[i][name] = one
 
