@@ -79,8 +79,13 @@ class Scoreboard:
         self._bounds = bounds or Bounds()
         self._tallies: dict[str, _Tally] = {}
 
-    def update(self, app: str, rollout: Rollout, spec: Mapping[str, Any], now: float) -> Score | None:
+    def update(
+        self, app: str, rollout: Rollout, spec: Mapping[str, Any], now: float, *, feedback_complete: bool = True
+    ) -> Score | None:
         """Fold what is new and judge. None while it still catches up: part of the evidence is no verdict.
+
+        `feedback_complete`: no router holds feedback that the database has not. Otherwise answers wait beyond their
+        window: without the feedback of an outage they would seem to have earned nothing.
 
         `spec` is the app spec of the rollout's base, whose reward weights are used; it must be the same in every call
         of a rollout. Raises RegistryUnavailable; the next call goes on from there.
@@ -97,7 +102,8 @@ class Scoreboard:
         if tally.window_s is not None:
             # Read after the blocks: an answer that is in no block yet keeps its feedback waiting, not lost
             self._read_feedback(app, tally)
-            tally.judge_rewards(now, self._bounds.waiting)
+            if feedback_complete:
+                tally.judge_rewards(now, self._bounds.waiting)
         return tally.score()
 
     def forget(self, app: str) -> None:

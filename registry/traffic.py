@@ -102,7 +102,8 @@ class Reward:
 @dataclass(frozen=True, slots=True)
 class RouterReport:
     """What one router replica does now. `generation`: the newest traffic it follows in full; `stable`: the version
-    that answers; `problem`: what keeps it from following the newest, "" when nothing does."""
+    that answers; `problem`: what keeps it from following the newest, "" when nothing does; `spooled`: feedback events
+    it acknowledged that wait for the database."""
 
     router: str
     app: str
@@ -110,6 +111,7 @@ class RouterReport:
     stable: int | None
     problem: str
     at_s: float
+    spooled: int = 0
 
 
 ArmPhase = Literal["deploying", "ready", "failed"]

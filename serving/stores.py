@@ -69,6 +69,7 @@ def build_services(
     recorder = FeedbackRecorder(
         stores.feedback, config.home / "spool", learn=lambda event: _learn(event, router, stores)
     )
+    router.spooled = lambda: recorder.pending
 
     def close() -> None:
         evidence.close()

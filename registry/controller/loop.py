@@ -230,13 +230,16 @@ class Controller:
             self._scoreboard.forget(state.app)
             return None, None
         score: Score | None = None
+        routers = tuple(self._board.routers(state.app, now - self._settings.live_s))
         if rollout.phase != "loading":
-            score = self._scoreboard.update(state.app, rollout, self._spec(state.app, rollout.base), now)
+            complete = bool(routers) and not any(router.spooled for router in routers)
+            spec = self._spec(state.app, rollout.base)
+            score = self._scoreboard.update(state.app, rollout, spec, now, feedback_complete=complete)
             if score is None:
                 return None, None
         observed = Observed(
             arms={report.arm: report for report in self._board.arms(state.app, rollout.id)},
-            routers=tuple(self._board.routers(state.app, now - self._settings.live_s)),
+            routers=routers,
             rollout=rollout.id,
         )
         if score is None:

@@ -55,6 +55,7 @@ class SqlBoard:
             "stable": report.stable,
             "problem": report.problem,
             "at_s": report.at_s,
+            "spooled": report.spooled,
         }
         with self._database.writing() as connection:
             connection.execute(
@@ -76,7 +77,7 @@ class SqlBoard:
     def routers(self, app: str, since_s: float) -> list[RouterReport]:
         t = router_reports.c
         query = (
-            select(t.router, t.app, t.generation, t.stable, t.problem, t.at_s)
+            select(t.router, t.app, t.generation, t.stable, t.problem, t.at_s, t.spooled)
             .where(t.app == app, t.at_s >= since_s)
             .order_by(t.router)
         )

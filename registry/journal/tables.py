@@ -41,6 +41,7 @@ router_reports = Table(
     Column("stable", BigInteger, nullable=True),
     Column("problem", Text, nullable=False),
     Column("at_s", Float, nullable=False),
+    Column("spooled", BigInteger, nullable=False),
 )
 
 arm_reports = Table(

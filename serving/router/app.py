@@ -281,11 +281,19 @@ class AppRouter:
 
     # --- bringing a release
 
+    def _tell_failure(self, key: Key, error: Exception) -> None:
+        told = {"app": self.app, "release": key.version, "arm": key.arm, "error": repr(error)}
+        if isinstance(error, PASSING):  # an arm that still starts, a store that is away
+            log.info("release.waits", **told)
+            return
+        metrics.RELEASE_FAILURES.labels(self.app).inc()
+        log.error("release.refused", **told, exc_info=error)
+
     async def _bring(self, key: Key) -> None:
         problem, retry_s = "", math.inf
         try:
             self._ready[key] = await self._prepared(key)
-        except Exception as error:  # outermost: whatever a release does, it must not stop those that serve
+        except Exception as error:  # noqa: BLE001 - outermost: whatever a release does, it must not stop those that serve
             what = "could not be loaded" if key.arm is None else "does not answer"
             problem = f"{key} {what}: {error}"
             if key.arm is not None:
@@ -294,9 +302,7 @@ class AppRouter:
                 retry_s = self._means.retry_s
             known = self._failed.get(key)
             if known is None or known.problem != problem:
-                metrics.RELEASE_FAILURES.labels(self.app).inc()
-                log.error("release.refused", app=self.app, release=key.version, arm=key.arm, error=repr(error),
-                          exc_info=True)  # fmt: skip
+                self._tell_failure(key, error)
         finally:
             del self._bringing[key]
         if problem:

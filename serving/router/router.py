@@ -34,6 +34,8 @@ class Router:
 
     def __init__(self, apps: Sequence[str], store: ReleaseStore, means: Means) -> None:
         self.id = secrets.token_hex(8)
+        self.spooled: Callable[[], int] = lambda: 0
+        """How many feedback events of this process wait for the database: goes into its reports."""
         self._store = store
         self._board = means.board
         self._apps = {app: AppRouter(app, means, lambda app=app: self._changed(app)) for app in apps}  # type: ignore[misc]
@@ -139,7 +141,9 @@ class Router:
             if reported is not None and reported[0] == standing and time.monotonic() - reported[1] < HEARTBEAT_S * 0.9:
                 continue
             generation, stable, problem = standing
-            self._board.report_router(RouterReport(self.id, name, generation, stable, problem, time.time()))
+            self._board.report_router(
+                RouterReport(self.id, name, generation, stable, problem, time.time(), self.spooled())
+            )
             self._reported[name] = (standing, time.monotonic())
 
     # --- on the event loop

@@ -51,7 +51,7 @@ def test_traffic_stays_until_there_is_a_new_one(stores: Stores, journal: Journal
 
 def test_a_report_replaces_the_last_one_of_its_router(stores: Stores) -> None:
     board = stores.board
-    old, other = RouterReport("r1", "shop", 1, None, "loading", 10.0), RouterReport("r2", "shop", 2, 6, "", 20.0)
+    old, other = RouterReport("r1", "shop", 1, None, "loading", 10.0), RouterReport("r2", "shop", 2, 6, "", 20.0, 7)
     new = replace(old, generation=2, stable=6, problem="", at_s=30.0)
     for report in (old, other, replace(other, app="bar"), new):
         board.report_router(report)

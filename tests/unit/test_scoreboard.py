@@ -237,3 +237,13 @@ def test_what_waits_is_bounded() -> None:
     world.score(1100)
     assert len(world.streams.rewards["canary"]) == 5
     assert score.late_feedback == 3
+
+
+def test_answers_wait_for_feedback_that_a_router_still_holds() -> None:
+    world = World()
+    world.saw("canary", "a", 1001.0, tokens="0000aaaa")
+    world.board.update("wines", ROLLOUT, SPEC, 5000.0, feedback_complete=False)
+    assert world.streams.rewards["canary"] == []
+    world.fed_back("canary", "0000aaaa", 1.0, 1000.5)
+    world.score(5001.0)
+    assert world.streams.rewards["canary"] == [1.0]

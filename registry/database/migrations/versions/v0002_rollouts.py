@@ -55,6 +55,7 @@ def reports() -> None:
         sa.Column("stable", sa.BigInteger, nullable=True),
         sa.Column("problem", sa.Text, nullable=False),
         sa.Column("at_s", sa.Float, nullable=False),
+        sa.Column("spooled", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "arm_reports",
