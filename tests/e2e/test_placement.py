@@ -87,7 +87,7 @@ def test_units_run_with_the_replicas_and_the_gpu_of_the_spec(platform: Platform)
 def test_replicas_rise_under_load_and_fall_after_it(platform: Platform) -> None:
     texts = cases()
     stop = threading.Event()
-    failures: list[int] = []
+    failures: list[str] = []
 
     def ask(worker: int) -> None:
         with platform.client() as client:
@@ -96,17 +96,18 @@ def test_replicas_rise_under_load_and_fall_after_it(platform: Platform) -> None:
                 number += 1
                 # A text of its own each time: the query cache would spare the embedder the work.
                 answer = client.post("/v1/apps/wines-split/query", json={"query": f"{texts[number % 90]} {number}"})
-                if answer.status_code != 200:
-                    failures.append(answer.status_code)
+                if answer.status_code not in (200, 429):  # refused at once is a right answer under overload
+                    failures.append(answer.text)
 
     def embedders() -> int:
-        return sum(platform.status()["deployments"][UNITS]["embed"].values())
+        units = platform.status().get("deployments", {}).get(UNITS, {})
+        return sum(units.get("embed", {}).values())
 
     workers = [threading.Thread(target=ask, args=(n * 1000,)) for n in range(24)]
     for worker in workers:
         worker.start()
     try:
-        wait_for(lambda: embedders() == 2, 90, "a second embedder under load")
+        wait_for(lambda: embedders() == 2, 150, "a second embedder under load")
     finally:
         stop.set()
         for worker in workers:
