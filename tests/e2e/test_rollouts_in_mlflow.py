@@ -101,7 +101,7 @@ def test_releases_earn_their_traffic(live: Live):
     number = live.try_in_ui("broken", broken)
     assert_failed_by(live.assert_end(number, "rolled-back", equal), {"error"})
     wait_for(lambda: live.store.get(APP, broken).tags.get("palate.rollout") == "rolled back", 30)
-    assert "canary" not in live.page.aliases(broken)
+    wait_for(lambda: "canary" not in live.store.get(APP, broken).aliases, 30)
 
     # It asks the dense source more often too: nothing but the reward may find it.
     no_latency = {f"rollout.guards.{quantile}": None for quantile in ("p50", "p95", "p99")}
