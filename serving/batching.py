@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from serving.errors import DeadlineExceeded, Overloaded, PalateError
 
@@ -79,10 +79,15 @@ class Batcher(Generic[T, R]):
             await asyncio.wait(self._running)
 
     async def _drain(self) -> None:
-        while batch := self._take():
-            started = self._clock()
-            await self._answer(batch)
-            self._rate = len(batch) / max(self._clock() - started, 1e-6)
+        try:
+            while batch := self._take():
+                started = self._clock()
+                await self._answer(batch)
+                self._rate = len(batch) / max(self._clock() - started, 1e-6)
+        finally:
+            # Here and not only in its callback, which runs a turn of the loop later: a call that came in between
+            # would believe that this task still takes it.
+            self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _take(self) -> list[_Call[T, R]]:
         batch: list[_Call[T, R]] = []

@@ -103,9 +103,9 @@ def test_releases_earn_their_traffic(live: Live):
     wait_for(lambda: live.store.get(APP, broken).tags.get("palate.rollout") == "rolled back", 30)
     wait_for(lambda: "canary" not in live.store.get(APP, broken).aliases, 30)
 
-    # It asks the dense source more often too: nothing but the reward may find it.
-    no_latency = {f"rollout.guards.{quantile}": None for quantile in ("p50", "p95", "p99")}
-    worse = live.rollouts.publish({**WORSE, **no_latency, "description": "guesses again"})
+    # It asks the dense source more often and abstains elsewhere: nothing but the reward may find it.
+    only_reward = {f"rollout.guards.{guard}": None for guard in ("p50", "p95", "p99", "abstained", "empty")}
+    worse = live.rollouts.publish({**WORSE, **only_reward, "description": "guesses again"})
     number = live.try_in_ui("worse", worse)
     assert_failed_by(live.assert_end(number, "rolled-back", equal), {"reward"})
 

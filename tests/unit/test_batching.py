@@ -49,6 +49,18 @@ async def test_a_lone_call_runs_alone_and_those_behind_it_together() -> None:
     assert first.batches == [[7]]
 
 
+async def test_a_call_that_comes_just_as_the_last_batch_ends_is_taken() -> None:
+    run = Doubler()
+    run.release.set()
+    batcher = make(run)
+
+    async def a_turn_later() -> int:
+        await asyncio.sleep(0)
+        return await batcher.submit(2, time.monotonic() + 2)
+
+    assert await asyncio.gather(batcher.submit(1, soon()), a_turn_later()) == [2, 4]
+
+
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     run = Doubler()
     batcher = make(run, max_batch=1, max_queue=2)
