@@ -4,6 +4,9 @@ TrainingError
   CasesInvalid     correct the evaluation file, or the script that prints it
   SearcherBroken   repair what is being evaluated: it did not answer as agreed
   ExportRefused    export another model, or to another folder
+  DatasetInvalid   correct the examples, the script that prints them, or `train.NAME.data`
+  TrainingRefused  correct `train` in app.yaml, or what the run was started with
+  RunFenced        another run took over the app: nothing was published
 """
 
 from __future__ import annotations
@@ -22,4 +25,16 @@ class SearcherBroken(TrainingError):
 
 
 class ExportRefused(TrainingError):
+    pass
+
+
+class DatasetInvalid(TrainingError):
+    pass
+
+
+class TrainingRefused(TrainingError):
+    pass
+
+
+class RunFenced(TrainingError):
     pass

@@ -8,6 +8,7 @@ judged by `serving.local.arm_state`.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -39,6 +40,9 @@ SPLIT_LINGER_S = 5.0
 """A split release stays this long, and for as long as a router has not followed."""
 ROUTER_ALIVE_S = 5.0
 REPORT_AGAIN_S = 2.0
+LOOK_AGAIN_S = 2.0
+"""How often Serve is asked what runs while no arm does and nothing else is wanted than before: each answer costs its
+controller, and so the queries, some milliseconds."""
 ALIAS_EVERY_S = 2.0
 ARM_NAME = re.compile(r"(?P<app>.+)-r\d+-(canary|control)")
 SPLIT_NAME = re.compile(r"(?P<app>.+)-v(?P<version>\d+)")
@@ -89,6 +93,8 @@ class Deployer:
         self._judged: dict[str, Judged] = {}
         self._reported: dict[str, ArmReport] = {}
         self._unwanted_since: dict[str, float] = {}
+        self._wanted: set[str] = set()
+        self._busy_at = self._looked_at = -math.inf
         self._problem = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="deployer", daemon=True)
@@ -105,12 +111,14 @@ class Deployer:
     def reconcile(self) -> None:
         """One pass. Raises RegistryUnavailable when the traffic cannot be read: everything stays as it is then."""
         traffic = self._board.traffic()
+        split, arms = self._wanted_split(traffic), wanted_arms(traffic)
+        if not self._due({*arms, *split}, bool(arms)):
+            return
+        self._looked_at = time.monotonic()
         running = serve.status().applications
-        split = self._wanted_split(traffic)
         for name, version in split.items():
             if name not in running:
                 deploy(name, version, self._config)
-        arms = wanted_arms(traffic)
         for arm in arms.values():
             # What serves users comes first: an arm must not take the GPU that a new stable release waits for.
             if arm.name in running or _serves(arm.traffic, split, running):
@@ -119,6 +127,13 @@ class Deployer:
         for gone in set(self._judged) - set(arms):
             del self._judged[gone]
             self._reported.pop(gone, None)
+
+    def _due(self, wanted: set[str], arms: bool) -> bool:
+        """Whether it is time to look at what runs: always, but where nothing has changed for a while."""
+        now = time.monotonic()
+        if arms or wanted != self._wanted or self._unwanted_since:
+            self._wanted, self._busy_at = wanted, now
+        return now - self._busy_at <= LOOK_AGAIN_S or now - self._looked_at >= LOOK_AGAIN_S
 
     # --- arms ---
 

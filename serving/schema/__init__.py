@@ -20,24 +20,30 @@ from serving.schema.app_spec import (
 )
 from serving.schema.domain import Candidate, Filters, Item, Query, Result, Understood
 from serving.schema.feedback import FeedbackEvent, Trace
+from serving.schema.train_spec import DataSpec, GateSpec, ScalingSpec, TrainSpec, TriggerSpec
 
 __all__ = [
     "AppSpec",
     "AutoscalingSpec",
     "Candidate",
+    "DataSpec",
     "EvaluationSpec",
     "FeedbackEvent",
     "FeedbackSpec",
     "Filters",
     "FusionSpec",
+    "GateSpec",
     "Item",
     "ItemsSpec",
     "PlacementSpec",
     "Query",
     "Result",
     "RetrieveSpec",
+    "ScalingSpec",
     "SourceSpec",
     "Trace",
+    "TrainSpec",
+    "TriggerSpec",
     "UnderstandSpec",
     "Understood",
     "UnitPlacement",

@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from registry.plan import RolloutPlan
 from serving.errors import BadRequest
+from serving.schema.spec import Spec
+from serving.schema.train_spec import TrainSpec
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,62}$")]
 AttributeKind = Literal["keyword", "number", "bool"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-
-
-class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ItemsSpec(Spec):
@@ -196,6 +194,7 @@ class AppSpec(Spec):
     placement: PlacementSpec = PlacementSpec()
     rollout: RolloutPlan = RolloutPlan()
     evaluation: dict[str, EvaluationSpec] = Field(default_factory=dict)
+    train: dict[Name, TrainSpec] = Field(default_factory=dict, description="What learns, by a name of its own.")
     deadline_s: float = Field(5.0, gt=0, le=300)
     example_query: str = Field("", description="The query that `palate up` shows as a curl line.")
 
@@ -205,6 +204,17 @@ class AppSpec(Spec):
             unknown = sorted(set(source.fields) - set(self.items.text))
             if unknown:
                 raise ValueError(f"retrieve.sources.{name}.fields names {unknown}, but items.text is {self.items.text}")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_name_sets(self) -> AppSpec:
+        for name, train in self.train.items():
+            unknown = sorted(set(train.gates) - {*self.evaluation, "feedback"})
+            if unknown:
+                raise ValueError(
+                    f"train.{name}.gates names {unknown}, but the sets of `evaluation` are {sorted(self.evaluation)} "
+                    "(and `feedback`)"
+                )
         return self
 
     def text_weights(self, source: SourceSpec) -> dict[str, float]:
