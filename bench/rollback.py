@@ -138,7 +138,7 @@ def _run(bench: Bench, scenario: Scenario, repeat: int) -> dict[str, Any]:
     cases = load_cases(CASES)
     with LiveTraffic(bench.url, bench.key, APP, cases, rate_per_s=RATE_PER_S) as traffic:
         time.sleep(1)
-        bench.store.set_alias(APP, "canary", version)
+        bench.rollouts.start(version)
         number = bench.rollouts.wait_for_phase(version, "step")
         struck_s = 0.0
         if scenario.strike is not None:

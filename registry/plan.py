@@ -96,7 +96,7 @@ class RolloutPlan(Plan):
             raise ValueError(
                 f"steps_percent must rise and lie in 0.01..50, not {list(steps)}: after the last, promotion"
             )
-        if any(round(p * 100) != p * 100 and abs(round(p * 100) - p * 100) > 1e-9 for p in steps):
+        if any(abs(round(p * 100) - p * 100) > 1e-9 for p in steps):
             raise ValueError(f"steps_percent has at most two decimals, not {list(steps)}")
         return self
 

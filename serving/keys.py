@@ -268,29 +268,35 @@ class RateLimiter:
 def ensure_trace_secret(home: Path) -> bytes:
     """The 32 bytes that sign this home's trace ids, made on the first start. Replicas on other machines need the same
     file. Raises BadRequest when the file holds something else."""
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / TRACE_SECRET_FILE
-    with FileLock(home / f".{TRACE_SECRET_FILE}.lock"):
-        text = read_or_create_secret(path, lambda: secrets.token_hex(32))
-    try:
-        secret = bytes.fromhex(text)
-    except ValueError:
-        secret = b""
-    if len(secret) != 32:
-        raise BadRequest(f"{path} holds no trace secret: delete it, and the next start writes one")
-    return secret
+    return ensure_secret(home / TRACE_SECRET_FILE)
 
 
 def ensure_webhook_secret(home: Path) -> str:
     """The text that signs MLflow's webhooks to this home, made on the first use. The controller gives it to MLflow,
     the endpoint checks deliveries with it. Raises BadRequest for a file that is empty."""
-    home.mkdir(parents=True, exist_ok=True)
     path = home / WEBHOOK_SECRET_FILE
-    with FileLock(home / f".{WEBHOOK_SECRET_FILE}.lock"):
-        text = read_or_create_secret(path, lambda: secrets.token_hex(32))
+    text = _secret_text(path)
     if not text:
         raise BadRequest(f"{path} holds no webhook secret: delete it, and the next start writes one")
     return text
+
+
+def ensure_secret(path: Path) -> bytes:
+    """32 random bytes, made on the first use, as hex digits that only the owner can read. Raises BadRequest for a file
+    that holds something else, OSError for one that cannot be used."""
+    try:
+        secret = bytes.fromhex(_secret_text(path))
+    except ValueError:
+        secret = b""
+    if len(secret) != 32:
+        raise BadRequest(f"{path} does not hold 32 bytes in hex digits: delete it, and the next start writes it anew")
+    return secret
+
+
+def _secret_text(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        return read_or_create_secret(path, lambda: secrets.token_hex(32))
 
 
 def read_or_create_secret(path: Path, new: Callable[[], str]) -> str:

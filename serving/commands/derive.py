@@ -8,15 +8,13 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from pydantic import ValidationError
 
 from registry.config import RegistryConfig
 from registry.derive import changed_spec, derive
 from registry.mlflow_store import MlflowStore
 from serving.commands import HomeOption, JsonOption, console, home_of
 from serving.errors import BadRequest
-from serving.retrieve.drill import read_drill
-from serving.schema import AppSpec
+from serving.schema import parse_app_spec
 
 DRILL = "drill"
 
@@ -60,16 +58,13 @@ def derive_command(
 
 def checked(spec: dict[str, Any]) -> dict[str, Any]:
     """The spec with every default written out. Raises BadRequest that names the key."""
-    try:
-        return AppSpec.model_validate(spec).model_dump(mode="json")
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BadRequest(f"{key}: {first['msg']}", field=key) from None
+    return parse_app_spec(spec).model_dump(mode="json")
 
 
 def with_drill(spec: dict[str, Any], options: dict[str, float]) -> dict[str, Any]:
     """The spec with a source that misbehaves, asked before all others."""
+    from serving.retrieve.drill import read_drill  # with it comes numpy: every `palate` command loads this file
+
     read_drill(options)
     source = {"engine": DRILL, "weight": 0, "options": options}
     changes: dict[str, Any] = {f"retrieve.sources.{DRILL}": source}

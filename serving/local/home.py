@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
 
 from registry.net import port_fault
+from serving.errors import BadRequest
 
 MIN_FREE_BYTES = 2 * 2**30
 
@@ -131,17 +130,13 @@ class Home:
     def secret(self, name: str) -> bytes:
         """32 random bytes, made on first use, readable by the owner only. Raises SetupError for a file that holds
         something else or cannot be used."""
-        from serving.keys import read_or_create_secret  # with it comes the database, which few commands need
+        from serving.keys import ensure_secret  # with it comes the database, which few commands need
 
         path = self.root / f"{name}.secret"
         try:
-            with FileLock(self.root / f".{path.name}.lock"):
-                secret = bytes.fromhex(read_or_create_secret(path, lambda: secrets.token_hex(32)))
-        except (OSError, ValueError) as error:
+            return ensure_secret(path)
+        except (OSError, BadRequest) as error:
             raise SetupError(f"the secret in {path} cannot be used ({error}): see to the file, or delete it") from None
-        if len(secret) != 32:
-            raise SetupError(f"the secret in {path} has {len(secret)} bytes, not 32: delete the file")
-        return secret
 
 
 def _replace_json(path: Path, value: Mapping[str, Any]) -> None:

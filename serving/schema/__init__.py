@@ -17,6 +17,7 @@ from serving.schema.app_spec import (
     UnitPlacement,
     find_app,
     load_app_spec,
+    parse_app_spec,
 )
 from serving.schema.domain import Candidate, Filters, Item, Query, Result, Understood
 from serving.schema.feedback import FeedbackEvent, Trace
@@ -49,4 +50,5 @@ __all__ = [
     "UnitPlacement",
     "find_app",
     "load_app_spec",
+    "parse_app_spec",
 ]

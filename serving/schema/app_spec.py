@@ -231,12 +231,17 @@ def load_app_spec(path: Path) -> AppSpec:
         raise BadRequest(f"there is no {file}: an app is a folder with an app.yaml", field="app.yaml") from None
     except yaml.YAMLError as error:
         raise BadRequest(f"{file} is not YAML: {error}", field="app.yaml") from None
+    return parse_app_spec(raw, f"{file}: ")
+
+
+def parse_app_spec(raw: Any, where: str = "") -> AppSpec:
+    """`where` begins the message. Raises BadRequest that names the key."""
     try:
         return AppSpec.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise BadRequest(f"{file}: {key or 'the document'}: {first['msg']}", field=key) from None
+        raise BadRequest(f"{where}{key or 'the document'}: {first['msg']}", field=key) from None
 
 
 def find_app(name: str) -> Path:

@@ -45,12 +45,9 @@ class Drilled:
     def candidate(self, plan: dict[str, Any], about: str, **drill: float) -> int:
         return self.rollouts.publish({**plan, "description": f"{about} {time.time_ns()}"}, drill or None)
 
-    def set_canary(self, version: int) -> None:
-        self.store.set_alias(APP, "canary", version)
-
     def begin(self, version: int, phase: str = "step") -> int:
         """Set the alias and wait for the phase: the number of the rollout."""
-        self.set_canary(version)
+        self.rollouts.start(version)
         return self.rollouts.wait_for_phase(version, phase)
 
     def tags(self, version: int) -> dict[str, str]:
@@ -102,7 +99,7 @@ def kinds(entries: list[dict[str, Any]]) -> list[str]:
 def test_canary_that_fails_to_load(drilled: Drilled):
     version = drilled.candidate(QUICK, "does not load", refuse=1)
     before = drilled.rollouts.last()
-    drilled.set_canary(version)
+    drilled.rollouts.start(version)
     wait_for(lambda: drilled.rollouts.last() > before and not drilled.rollouts.current(), 60)
     number = drilled.rollouts.last()
     assert "does not load" in drilled.rollouts.story(number)
@@ -142,7 +139,7 @@ def test_canary_whose_replica_is_killed(drilled: Drilled):
 def test_mlflow_is_down_for_the_whole_rollout(drilled: Drilled):
     """Stopped, not ended: `palate up` would start it again. What is decided meanwhile is written down later."""
     version = drilled.candidate(QUICK, "while MLflow is down")
-    drilled.set_canary(version)
+    drilled.rollouts.start(version)
     drilled.rollouts.wait(lambda r: r.get("version") == version, "the start", 30)
     stopped = drilled.processes("mlflow")
     assert stopped
@@ -162,7 +159,7 @@ def test_mlflow_is_down_for_the_whole_rollout(drilled: Drilled):
 
 def test_controller_is_killed_again_and_again(drilled: Drilled):
     version = drilled.candidate(QUICK, "the controller dies")
-    drilled.set_canary(version)
+    drilled.rollouts.start(version)
     deadline = time.monotonic() + 300
     while drilled.rollouts.current().get("phase") != "baking":
         for process in drilled.processes("controller"):
@@ -196,7 +193,7 @@ def test_webhook_storm(drilled: Drilled):
 def test_alias_is_flapped_ten_times_in_ten_seconds(drilled: Drilled):
     version = drilled.candidate(HOLDING, "flapped")
     for _ in range(10):
-        drilled.set_canary(version)
+        drilled.rollouts.start(version)
         time.sleep(0.5)
         drilled.store.delete_alias(APP, "canary")
         time.sleep(0.5)
