@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: `scripts/bench speed`, `judgement`, `rollback`.
+"""The command line of the benchmarks: `scripts/bench speed`, `judgement`, `rollback`, `steering`.
 
 Each command is a function that adds its parser and sets `run`: (parser, options) -> what to print.
 """
@@ -23,7 +23,7 @@ def main() -> int:
         prog="scripts/bench", description="Measures Palate beside what it is compared with."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_speed, _add_judgement, _add_rollback):
+    for add in (_add_speed, _add_judgement, _add_rollback, _add_steering):
         command = add(commands)
         command.add_argument(
             "--out", type=Path, default=Path("bench-results"), help="folder for the results (bench-results)"
@@ -89,6 +89,21 @@ def _run_rollback(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     if options.repeats < 1:
         parser.error("--repeats wants 1 or more")
     return report(options.repeats, tuple(name for name in options.only.split(",") if name), options.out)
+
+
+def _add_steering(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    steering = commands.add_parser("steering", help="how soon a change of weights reaches every router")
+    steering.add_argument("--routers", type=int, default=2, help="router replicas (2)")
+    steering.set_defaults(run=_run_steering)
+    return steering
+
+
+def _run_steering(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    from bench.steering import report
+
+    if options.routers < 1:
+        parser.error("--routers wants 1 or more")
+    return report(options.routers, options.out)
 
 
 if __name__ == "__main__":

@@ -12,28 +12,19 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.processes import BenchError
-from bench.rollouts import WORSE, Rollouts
+from bench.rollouts import WORSE
 from bench.traffic import LiveTraffic, load_cases
-from registry.database import open_database
-from registry.journal import SqlEvidence
-from registry.mlflow_store import MlflowStore
-from registry.net import free_port
+from bench.wine_orders import APP, CASES, Bench, wine_orders
 from registry.traffic import FAILURES, Evidence
 
-ROOT = Path(__file__).resolve().parents[1]
-CASES = ROOT / "examples" / "wine-orders" / "evaluation" / "test.jsonl"
-APP = "wine-orders"
 RATE_PER_S = 50.0
 SHARE_PERCENT = 25.0
 HEALTHY_QUERIES = 60
@@ -60,17 +51,6 @@ class Scenario:
     strike: Callable[[Bench, int], None] | None = None
     bad: Callable[[Evidence], bool] | None = None
     bar_s: float | None = 5.0
-
-
-@dataclass(slots=True)
-class Bench:
-    """A running platform and the clients of its stores."""
-
-    url: str
-    key: str
-    store: MlflowStore
-    evidence: SqlEvidence
-    rollouts: Rollouts
 
 
 def _failing(block: Evidence) -> bool:
@@ -122,7 +102,8 @@ def measure(repeats: int, only: tuple[str, ...], say: Callable[[str], None]) -> 
         raise BenchError(f"there is no scenario {unknown}; there are {names}")
     chosen = [scenario for scenario in SCENARIOS if not only or scenario.name in only]
     results: dict[str, Any] = {}
-    with _platform(say) as bench:
+    say("starting palate")
+    with wine_orders() as bench:
         for scenario in chosen:
             runs = []
             for number in range(repeats):
@@ -182,28 +163,6 @@ def _summary(scenario: Scenario, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "queries": sum(run["queries"] for run in runs),
         "runs": runs,
     }
-
-
-@contextmanager
-def _platform(say: Callable[[str], None]) -> Iterator[Bench]:
-    """`palate up` with wine-orders in a home of its own, drills allowed."""
-    with tempfile.TemporaryDirectory(prefix="palate-bench-") as folder:
-        home, port, mlflow_port = Path(folder) / "home", free_port(), free_port()
-        environment = {**os.environ, "PALATE_HOME": str(home), "PALATE_DRILLS": "1"}
-        palate = [sys.executable, "-m", "serving.cli"]
-        up = [*palate, "up", "--app", APP, "--port", str(port), "--mlflow-port", str(mlflow_port), "--detach"]
-        say("starting palate")
-        try:
-            done = subprocess.run(up, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise BenchError(f"palate up ended with {done.returncode}: {done.stdout}{done.stderr}")
-            database = open_database(f"sqlite:///{home / 'palate.db'}")
-            key = (home / "api-key").read_text(encoding="utf-8").strip()
-            url, store = f"http://127.0.0.1:{port}", MlflowStore(f"http://127.0.0.1:{mlflow_port}")
-            yield Bench(url, key, store, SqlEvidence(database), Rollouts(url, key, store, APP))
-            database.close()
-        finally:
-            subprocess.run([*palate, "down"], env=environment, cwd=ROOT, capture_output=True, check=False)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -47,13 +47,17 @@ def load_cases(file: Path) -> list[Case]:
 class LiveTraffic:
     """`with LiveTraffic(...) as traffic:` sends until the block ends; `samples` holds what came of it."""
 
-    def __init__(self, url: str, key: str, app: str, cases: Sequence[Case], *, rate_per_s: float = 50.0) -> None:
+    def __init__(
+        self, url: str, key: str, app: str, cases: Sequence[Case], *, rate_per_s: float = 50.0, correct: bool = False
+    ) -> None:
+        """`correct`: a user who rejects what is shown then picks the right item by hand."""
         self.samples: list[Sample] = []
         self.feedback_sent = 0
         self._base = f"{url}/v1/apps/{app}"
         self._headers = {"authorization": f"Bearer {key}"}
         self._cases = cases
         self._gap_s = 1.0 / rate_per_s
+        self._correct = correct
         self._random = random.Random(7)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="live-traffic", daemon=True)
@@ -103,18 +107,22 @@ class LiveTraffic:
     async def _react(self, client: httpx.AsyncClient, case: Case, body: dict[str, Any], user: str) -> None:
         """The user takes the first result if it is what they meant, and rejects what they were shown if it is not."""
         shown = [result["id"] for result in body["results"]]
-        event: dict[str, Any] = {"trace_id": body["trace_id"], "user": user}
+        about = {"trace_id": body["trace_id"], "user": user}
+        right = next(iter(sorted(case.accept)))
+        events: list[dict[str, Any]] = []
         if shown and shown[0] in case.accept:
-            event |= {"event": "select", "item_id": shown[0]}
-        elif shown:
-            event |= {"event": "reject", "rejected": shown}
+            events.append({"event": "select", "item_id": shown[0]})
         else:
-            return
-        try:
-            answer = await client.post(f"{self._base}/feedback", json=event)
-            self.feedback_sent += answer.is_success
-        except httpx.HTTPError:
-            return  # queries are what is measured
+            if shown:
+                events.append({"event": "reject", "rejected": [item for item in shown if item not in case.accept]})
+            if self._correct:
+                events.append({"event": "select", "item_id": right})
+        for event in events:
+            try:
+                answer = await client.post(f"{self._base}/feedback", json=about | event)
+                self.feedback_sent += answer.is_success
+            except httpx.HTTPError:
+                return  # queries are what is measured
 
 
 def _ms(started: float) -> float:
