@@ -47,7 +47,14 @@ class RewardGuard(RateGuard):
     """The mean reward per request, which must not fall: both margins are shares of the control's mean."""
 
     window_s: float = Field(60.0, ge=0, description="How long an answer waits for feedback before it is judged.")
-    superiority: bool = Field(False, description="Promote only what is shown to earn more than the control.")
+    superiority: bool = Field(False, description="Promote only what is shown to earn more than the control ...")
+    superiority_margin: float = Field(0.0, ge=0, lt=1, description="... by more than this share of its mean.")
+
+    @model_validator(mode="after")
+    def _superiority_has_a_margin(self) -> RewardGuard:
+        if self.superiority_margin and not self.superiority:
+            raise ValueError(f"superiority_margin ({self.superiority_margin}) needs `superiority: true`")
+        return self
 
 
 class Guards(Plan):

@@ -117,7 +117,8 @@ def _dense(name: str, spec: AppSpec, source: SourceSpec, folder: Path, embedding
             f"{embedding.fingerprint[:12]}: build the index again with `palate index {spec.name}`"
         )
     fields = tuple(spec.text_weights(source))
-    return DenseSource(load_vector_source(folder), fields, embedding.embed, embedding.embed_now)
+    vectors = load_vector_source(folder)
+    return DenseSource(vectors, fields, embedding.embed, embedding.embed_now, spec.record_field(source))
 
 
 def build_followers(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
 
 from serving.components.onnx_encoder import Progress
 from serving.errors import BadRequest
-from serving.ports import Vectors
+from serving.ports import Forgotten, Vectors
 from serving.schema import FeedbackEvent, Item, Trace
 from serving.store.codec import (
     ItemRow,
@@ -86,7 +86,8 @@ class MemoryFeedbackStore:
 
     def __init__(self) -> None:
         self._traces: dict[str, str] = {}
-        self._events: dict[str, dict[str, str]] = {}
+        self._events: dict[str, dict[str, tuple[int, str]]] = {}
+        self._seq: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def record_traces(self, traces: Iterable[Trace]) -> None:
@@ -97,6 +98,10 @@ class MemoryFeedbackStore:
     def trace(self, trace_id: str) -> Trace | None:
         body = self._traces.get(trace_id)
         return None if body is None else decode_trace(body)
+
+    def traces(self, trace_ids: Sequence[str]) -> dict[str, Trace]:
+        found = {trace_id: self.trace(trace_id) for trace_id in trace_ids}
+        return {trace_id: trace for trace_id, trace in found.items() if trace is not None}
 
     def purge(self, before_s: float) -> int:
         with self._lock:
@@ -114,14 +119,32 @@ class MemoryFeedbackStore:
             for event, body in zip(events, bodies, strict=True):
                 stored = self._events.setdefault(event.app, {})
                 new.append(event.event_id not in stored)
-                stored.setdefault(event.event_id, body)
+                if new[-1]:
+                    self._seq[event.app] = self._seq.get(event.app, 0) + 1
+                    stored[event.event_id] = (self._seq[event.app], body)
         return new
 
     def events(self, app: str, after: int, limit: int) -> list[tuple[int, FeedbackEvent]]:
         check_limit(limit)
         with self._lock:
-            numbered = list(enumerate(self._events.get(app, {}).values(), 1))
+            numbered = list(self._events.get(app, {}).values())
         return [(seq, decode_event(body)) for seq, body in numbered if seq > after][:limit]
+
+    def apps(self) -> list[str]:
+        return sorted({decode_trace(body).app for body in self._traces.values()} | set(self._seq))
+
+    def forget(self, app: str, is_gone: Callable[[str], bool]) -> Forgotten:
+        with self._lock:
+            traces = {i: trace for i, body in self._traces.items() if (trace := decode_trace(body)).app == app}
+            events = {i: decode_event(body) for i, (_, body) in self._events.get(app, {}).items()}
+            theirs = {i for i, event in events.items() if event.user is not None and is_gone(event.user)}
+            gone = {i for i, trace in traces.items() if trace.user is not None and is_gone(trace.user)}
+            gone |= {t for i in theirs if (t := events[i].trace_id) in traces and traces[t].user is None}
+            theirs |= {i for i, event in events.items() if event.trace_id in gone}
+            self._traces = {i: body for i, body in self._traces.items() if i not in gone}
+            for event_id in theirs:
+                del self._events[app][event_id]
+        return Forgotten(len(gone), len(theirs))
 
 
 class FakeEmbedder:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,11 +65,36 @@ class Source(Protocol):
 class VectorSource(Protocol):
     """Proposes candidates from query vectors: exact and ANN search, over the rows of the live catalogue."""
 
+    @property
+    def dimension(self) -> int:
+        """Of its vectors, and of those it is asked with."""
+
     def search(self, vectors: Vectors, allowed: Sequence[Mask | None], top_k: int) -> list[Hits]:
         """As `Source.search`; the score is the cosine, -1..1."""
 
     def add(self, first_row: int, vectors: Vectors) -> None:
         """As `Source.add`; `vectors[i]` embeds row `first_row + i`."""
+
+    def vectors(self, rows: Sequence[int]) -> Vectors:
+        """(len(rows), dimension): the vectors of these rows. Raises IndexError for a row that was never added."""
+
+
+class ToRank(NamedTuple):
+    """A request and its candidates. `user` is the pseudonym that training knows (`serving.schema.pseudonym`), "" for
+    nobody; `record` the structured part of the query."""
+
+    user: str
+    record: Mapping[str, Any]
+    items: Sequence[Item]
+
+
+class Ranker(Protocol):
+    fingerprint: str
+    """Of what its inputs mean, not of its weights."""
+
+    def score(self, batch: Sequence[ToRank]) -> list[NDArray[np.float32]]:
+        """Per request the probability, 0..1, that it chooses each of its items, in their order. Users, items and values
+        that training never saw are scored by what else is known."""
 
 
 class ItemStore(Protocol):
@@ -104,6 +129,9 @@ class FeedbackStore(Protocol):
 
     def trace(self, trace_id: str) -> Trace | None: ...
 
+    def traces(self, trace_ids: Sequence[str]) -> dict[str, Trace]:
+        """Those of them that are there, by id."""
+
     def purge(self, before_s: float) -> int:
         """Forget the traces of requests made before `before_s`, Unix seconds; returns how many there were. What their
         feedback said stays: an event holds all that it was about."""
@@ -117,6 +145,21 @@ class FeedbackStore(Protocol):
 
     def events(self, app: str, after: int, limit: int) -> list[tuple[int, FeedbackEvent]]:
         """(sequence number, event) after `after`, oldest first."""
+
+    def apps(self) -> list[str]:
+        """Every app with traces or feedback, in name order."""
+
+    def forget(self, app: str, is_gone: Callable[[str], bool]) -> Forgotten:
+        """Remove what people did: their events, their traces with whatever was said about those, and nobody's traces
+        that one of their events is about. `is_gone` is asked about user ids. Everything found is removed when it
+        returns; killed half way, repeated or done twice at once it does no harm. Sequence numbers stay as they are."""
+
+
+class Forgotten(NamedTuple):
+    """How many of each were removed."""
+
+    traces: int
+    events: int
 
 
 Expansions = Mapping[str, Mapping[str, str]]

@@ -1,7 +1,8 @@
 """A folder of JSON lines on the local disk that outlives the process: where feedback waits while the database is away.
 
 Each process appends to a file of its own, which it holds locked (flock) as long as it lives. A file whose lock is free
-belongs to a process that died: whoever locks it next owns its lines. `serving.feedback` is the only caller.
+belongs to a process that died: whoever locks it next owns its lines. `serving.feedback` fills and replays it,
+`serving.store.people` takes out who is to be forgotten.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SUFFIX = ".jsonl"
@@ -86,6 +87,21 @@ class SpoolFile:
             self.path.replace(self.path.with_suffix(DAMAGED))
         else:
             self.path.unlink(missing_ok=True)
+        sync_folder(self.path.parent)
+        self.close()
+
+    def replace(self, lines: Iterable[bytes]) -> None:
+        """Write another file in its place, whole or not at all, and let go of it. Raises OSError."""
+        temporary = self.path.with_suffix(f".{uuid.uuid4().hex}")
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                stream.writelines(line + b"\n" for line in lines)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         sync_folder(self.path.parent)
         self.close()
 

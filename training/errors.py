@@ -6,6 +6,8 @@ TrainingError
   ExportRefused    export another model, or to another folder
   DatasetInvalid   correct the examples, the script that prints them, or `train.NAME.data`
   TrainingRefused  correct `train` in app.yaml, or what the run was started with
+  ExtractionStopped  bring the extractor back, or correct its output file; then run it again: it goes on
+  TrainingFailed   look at the log: a trainer's loop raised, or its workers were lost too often
   RunFenced        another run took over the app: nothing was published
 """
 
@@ -36,5 +38,13 @@ class TrainingRefused(TrainingError):
     pass
 
 
+class TrainingFailed(TrainingError):
+    pass
+
+
 class RunFenced(TrainingError):
+    pass
+
+
+class ExtractionStopped(TrainingError):
     pass

@@ -71,7 +71,9 @@ class _Source:
 
     @property
     def dimension(self) -> int:
-        return int(self.model[0].auto_model.config.hidden_size)
+        """Of the vectors that are served: fewer than the model's where it was trained to be cut (Matryoshka)."""
+        own = int(self.model[0].auto_model.config.hidden_size)
+        return min(own, self.model.truncate_dim or own)
 
 
 def export_embedder(
@@ -84,8 +86,9 @@ def export_embedder(
 ) -> EmbedderInfo:
     """Write the component of `model`, a sentence-transformers folder or "minilm", to the new `folder`.
 
-    `sample_texts` are texts of the app's items: the int8 gate samples them. `torch_weights` adds what a GPU needs. The
-    same inputs give the same files. `folder` appears complete or not at all. Raises ExportRefused.
+    `sample_texts` are texts of the app's items: the int8 gate samples them. `torch_weights` adds what a GPU needs, and
+    a later training that begins with this model. A model whose `truncate_dim` is set serves vectors of that dimension.
+    The same inputs give the same files. `folder` appears complete or not at all. Raises ExportRefused.
     """
     tell = progress or (lambda _: None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -110,15 +113,15 @@ def _write(source: _Source, folder: Path, texts: Sequence[str], tell: Progress) 
     float32, int8 = (folder / MODEL_FILES[p] for p in cast(tuple[Precision, ...], ("float32", "int8")))
     _write_tokenizer(source, folder / TOKENIZER_FILE)
     tell("exporting the float32 graph")
-    with _quiet():
+    with quiet():
         _export_graph(source, float32)
     tell("comparing it with the model")
     encoder32 = _encoder(source, folder, float32)
     _compare(source, encoder32, [*ALWAYS_CHECKED, *sample(texts, CHECKED_TEXTS)])
     tell("quantising to int8")
-    with _quiet():
+    with quiet():
         quantize_dynamic(float32, int8, per_channel=True, reduce_range=False, weight_type=QuantType.QInt8)
-    _save(onnx.load(int8), int8)
+    save_graph(onnx.load(int8), int8)
     tell("comparing int8 with float32 on the items")
     gate = run_gate(texts, _both(source, encoder32), _both(source, _encoder(source, folder, int8)))
     info = _info(source, gate)
@@ -130,7 +133,12 @@ def _read(model: str | Path) -> _Source:
     path = model_folder(model)
     if not (path / "modules.json").is_file():
         raise ExportRefused(f"{path} is no sentence-transformers folder: it has no modules.json")
-    with _quiet():
+    if adapters := sorted(path.rglob("adapter_config.json")):
+        raise ExportRefused(
+            f"{path} has a peft adapter beside its weights ({adapters[0].relative_to(path)}): merge it into them "
+            "(`merge_and_unload`) and save the model again"
+        )
+    with quiet():
         loaded = SentenceTransformer(
             str(path), device="cpu", local_files_only=True, model_kwargs={"attn_implementation": "eager"}
         )
@@ -174,10 +182,11 @@ def _info(source: _Source, gate: Int8Gate) -> EmbedderInfo:
 class _PooledEncoder(torch.nn.Module):  # type: ignore[misc] # torch is not typed here
     """(n, tokens) ids and mask to (n, dimension) unit rows, all in one graph."""
 
-    def __init__(self, model: Any, pooling: Pooling) -> None:
+    def __init__(self, model: Any, pooling: Pooling, dimension: int) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
+        self.dimension = dimension
         self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def forward(self, input_ids: Any, attention_mask: Any) -> Any:
@@ -190,6 +199,8 @@ class _PooledEncoder(torch.nn.Module):  # type: ignore[misc] # torch is not type
         else:
             last = (attention_mask.sum(1) - 1).reshape(-1, 1, 1).expand(-1, 1, states.shape[-1])
             pooled = states.gather(1, last).squeeze(1)
+        if self.dimension < pooled.shape[-1]:
+            pooled = pooled[:, : self.dimension]
         return pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
@@ -201,7 +212,7 @@ def _export_graph(source: _Source, file: Path) -> None:
     tokens = torch.export.Dim("tokens", min=2, max=source.max_tokens)
     with torch.no_grad():
         program = torch.onnx.export(
-            _PooledEncoder(source.model[0].auto_model, source.pooling).eval(),
+            _PooledEncoder(source.model[0].auto_model, source.pooling, source.dimension).eval(),
             (ids, mask),
             dynamo=True,
             verbose=False,
@@ -210,10 +221,10 @@ def _export_graph(source: _Source, file: Path) -> None:
             output_names=["vectors"],
             dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}),
         )
-    _save(program.model_proto, file)
+    save_graph(program.model_proto, file)
 
 
-def _save(model: onnx.ModelProto, file: Path) -> None:
+def save_graph(model: onnx.ModelProto, file: Path) -> None:
     """Without what differs between machines and runs: stack traces, source paths, versions of the tools."""
     clean = copy.deepcopy(model)
     clean.producer_name, clean.producer_version, clean.doc_string = "palate", "", ""
@@ -235,7 +246,7 @@ def _write_tokenizer(source: _Source, file: Path) -> None:
 
 
 def _write_torch(source: _Source, folder: Path) -> None:
-    with _quiet():
+    with quiet():
         source.model.save(str(folder), create_model_card=False, safe_serialization=True)
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for its owner alone
@@ -272,7 +283,7 @@ def _compare(source: _Source, encoder: OnnxEncoder, texts: Sequence[str]) -> Non
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter and the quantiser warn about things that `_compare` and the gate check."""
     before, bars = logging.root.manager.disable, transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -1,8 +1,12 @@
 """Builds a release from an app's catalogue: its components, by content hash, ready to publish.
 
-`training.cli` calls it for `palate index`; training jobs call it with an embedder they trained. The catalogue is read
-once, in id order, so the same items and the same spec give the same release digest. Vectors of texts that did not
-change come from Chroma, an embedder that did not change from the release before.
+`training.cli` calls it for `palate index`; `training.run` calls it with what it trained. The catalogue is read once, in
+id order, so the same items, models and spec give the same release digest. Vectors of texts that did not change come
+from Chroma, an embedder that did not change from the release before.
+
+What was trained stays: a build keeps the trained components of the stable release as long as they start from the models
+that app.yaml names, until a training replaces them or `from_base` drops them. The lineage says which they are (see
+`training.lineage`).
 """
 
 from __future__ import annotations
@@ -10,11 +14,13 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from registry.content import digest_folder, digest_json
 from registry.errors import ReleaseNotFound
@@ -25,14 +31,16 @@ from serving import build
 from serving.components.catalogue import build_catalogue
 from serving.components.index import build_index
 from serving.components.lexical import build_lexical
+from serving.components.record import item_input
 from serving.components.rules import build_rules
-from serving.components.text import item_text
 from serving.components.vectors import ChromaVectors, SyncReport
 from serving.errors import BadRequest
-from serving.ports import ItemStore
 from serving.schema import AppSpec, Item, SourceSpec
 from training.config import TrainingConfig
-from training.models import MINILM, model_folder
+from training.errors import TrainingRefused
+from training.lineage import base_key, base_of, model_key, trained_key
+from training.models import MINILM, is_taste_model, model_folder
+from training.ports import NewComponent
 from training.progress import Progress
 
 SAMPLE_ITEMS = 512
@@ -51,14 +59,23 @@ class BuiltRelease:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A component that lies built in a folder; `needs` names those it was built for."""
+class Inputs:
+    """What a build is given beside the catalogue. `models`: embedder name in app.yaml -> the sentence-transformers
+    folder that takes its place. `components` enter the release as they are. `from_base`: forget what was trained."""
 
-    name: str
-    role: Role
-    folder: Path
-    fingerprint: str = ""
-    needs: tuple[str, ...] = ()
+    models: Mapping[str, Path] = field(default_factory=dict)
+    components: Sequence[NewComponent] = ()
+    from_base: bool = False
+
+
+class Catalogue(Protocol):
+    """What a build reads: an ItemStore, or a snapshot of one."""
+
+    def scan(self, app: str) -> Iterator[Item]: ...
+
+    def count(self, app: str) -> int: ...
+
+    def sequence(self, app: str) -> int: ...
 
 
 class ReleaseBuilder:
@@ -79,21 +96,24 @@ class ReleaseBuilder:
         self._config = config
         self._store = store
         self._progress = progress
-        self._embedders: dict[str, _Part] = {}
+        self._embedders: dict[str, NewComponent] = {}
         self._lineage: dict[str, str] = {}
+        self._inputs = Inputs()
+        self._reused: set[str] = set()
         self._exporting = threading.Lock()
         self._seconds: dict[str, float] = {}
         self._synced: dict[str, SyncReport] = {}
 
-    def build(self, items: ItemStore) -> BuiltRelease:
-        """Raises BadRequest or SetupError-like errors of the parts; publishes nothing."""
+    def build(self, items: Catalogue, inputs: Inputs | None = None) -> BuiltRelease:
+        """Raises BadRequest, TrainingRefused or SetupError-like errors of the parts; publishes nothing."""
+        self._inputs = inputs or Inputs()
         with self._timed("read"):
             seq = items.sequence(self._spec.name)
             catalogue = self._read(items)
         with self._timed("catalogue"):
             folder = self._work / "catalogue"
             build_catalogue(folder, catalogue, self._spec.items.attributes)
-            snapshot = _Part("catalogue", "catalogue", folder)
+            snapshot = NewComponent("catalogue", "catalogue", folder)
         # A drill is made of its options alone.
         sources = {n: source for n, source in self._spec.retrieve.sources.items() if source.engine != "drill"}
         # Side by side: reading words is Python's work, vectors and graph are not.
@@ -103,23 +123,55 @@ class ReleaseBuilder:
                 for name, source in sorted(sources.items(), key=lambda item: item[1].engine)
             }
         parts = [snapshot, *self._embedders.values(), *(built[name].result() for name in sources)]
-        release, named = self._release(parts, seq, len(catalogue))
+        release, named = self._release([*parts, *self._inputs.components], seq, len(catalogue))
         folders = {component.digest: named[component.name] for component in release.components}
         return BuiltRelease(release, folders, named, self._seconds, self._synced)
 
-    def _release(self, parts: Sequence[_Part], seq: int, items: int) -> tuple[Release, dict[str, Path]]:
-        components: dict[str, ComponentRef] = {}
-        for part in parts:
-            digest, size = digest_folder(part.folder)
-            needs = {name: components[name].digest for name in part.needs}
-            components[part.name] = ComponentRef(part.name, part.role, digest, size, part.fingerprint, needs)
+    def _release(self, parts: Sequence[NewComponent], seq: int, items: int) -> tuple[Release, dict[str, Path]]:
+        named = {part.name: part.folder for part in parts}
+        content = {name: digest_folder(folder) for name, folder in named.items()}
+        kept = self._kept(content)
+        for component in kept:
+            named[component.name] = self._store.fetch(component, self._config.serving.component_cache)
+        components = [*(_reference(part, content) for part in parts), *kept]
+        self._add_lineage({part.name for part in self._inputs.components}, kept)
         spec = self._spec.model_dump(mode="json")
-        refs = tuple(components.values())
+        refs = tuple(components)
         metrics = {"items": float(items)}
         release = Release(self._spec.name, spec, refs, seq, release_digest(spec, refs), metrics, self._lineage)
-        return release, {part.name: part.folder for part in parts}
+        return release, named
 
-    def _read(self, items: ItemStore) -> list[Item]:
+    def _kept(self, content: Mapping[str, tuple[str, int]]) -> list[ComponentRef]:
+        """The trained components of the release before that this build does not make itself."""
+        before = self._before
+        if before is None or self._inputs.from_base:
+            return []
+        kept = []
+        for component in before.components:
+            training = before.lineage.get(trained_key(component.name))
+            if training not in self._spec.train or component.name in content:
+                continue
+            for name, digest in component.needs.items():
+                if content.get(name, (digest,))[0] != digest:
+                    raise TrainingRefused(
+                        f"{component.name} of the stable release was trained for another {name} than this build has: "
+                        f"train it again (palate train {self._spec.name} --only {training}), or build without what "
+                        "was trained (palate index --from-base)"
+                    )
+            kept.append(component)
+        return kept
+
+    def _add_lineage(self, new: set[str], kept: Sequence[ComponentRef]) -> None:
+        """Of what is taken over from the release before, where it came from; of what is new, the caller adds it."""
+        lineage = {} if self._before is None else self._before.lineage
+        names = {component.name for component in kept}
+        names |= {n for n in self._embedders if n in self._reused and trained_key(n) in lineage}
+        for name in sorted(names - new):
+            training = lineage[trained_key(name)]
+            taken = {key: value for key, value in lineage.items() if key.startswith(f"train.{training}.")}
+            self._lineage |= {trained_key(name): training, **taken}
+
+    def _read(self, items: Catalogue) -> list[Item]:
         total = items.count(self._spec.name)
         catalogue: list[Item] = []
         with self._progress.step("reading the catalogue", total) as step:
@@ -129,7 +181,7 @@ class ReleaseBuilder:
                     step(len(catalogue))
         return catalogue
 
-    def _source(self, name: str, source: SourceSpec, catalogue: Sequence[Item]) -> _Part:
+    def _source(self, name: str, source: SourceSpec, catalogue: Sequence[Item]) -> NewComponent:
         folder = self._work / f"retrieve.{name}"
         weights = self._spec.text_weights(source)
         with self._timed(name):
@@ -142,10 +194,11 @@ class ReleaseBuilder:
             else:
                 with self._progress.step(f"{name}: words", len(catalogue)) as step:
                     build_lexical(folder, catalogue, weights, source.options, step)
-            return _Part(f"retrieve.{name}", role, folder, needs=("catalogue",))
+            return NewComponent(f"retrieve.{name}", role, folder, needs=("catalogue",))
 
-    def _dense(self, name: str, source: SourceSpec, folder: Path, catalogue: Sequence[Item]) -> _Part:
-        texts = [(item.id, item_text(item, self._spec.text_weights(source))) for item in catalogue]
+    def _dense(self, name: str, source: SourceSpec, folder: Path, catalogue: Sequence[Item]) -> NewComponent:
+        weights, record_field = self._spec.text_weights(source), self._spec.record_field(source)
+        texts = [(item.id, item_input(item, weights, record_field)) for item in catalogue]
         embedder_name = f"embedder.{source.embedder}"
         with self._exporting:
             if embedder_name not in self._embedders:
@@ -163,46 +216,95 @@ class ReleaseBuilder:
         vectors = vectors.reshape(-1, embedder.dimension)
         with self._progress.step(f"{name}: index", len(texts)) as step:
             build_index(folder, vectors, embedder.fingerprint, source.search, lambda done, _: step(done))
-        return _Part(f"retrieve.{name}", "index", folder, embedder.fingerprint, ("catalogue", embedder_name))
+        return NewComponent(f"retrieve.{name}", "index", folder, embedder.fingerprint, ("catalogue", embedder_name))
 
-    def _embedder(self, name: str, source: SourceSpec, texts: Sequence[tuple[str, str]]) -> _Part:
-        """The app's embedder: from the newest release if it was made of the same model, else exported anew."""
-        model = source.embedder if source.embedder == MINILM else self._app_folder / source.embedder
-        if isinstance(model, Path) and not model.is_dir():
+    def _embedder(self, name: str, source: SourceSpec, texts: Sequence[tuple[str, str]]) -> NewComponent:
+        """The app's embedder: the one trained now, else that of the release before if it was made of the same model,
+        else exported anew."""
+        base = source.embedder if source.embedder == MINILM else self._app_folder / source.embedder
+        if isinstance(base, Path) and not base.is_dir():
             raise BadRequest(
-                f"app.yaml names the embedder {source.embedder!r}, but there is no folder {model}",
+                f"app.yaml names the embedder {source.embedder!r}, but there is no folder {base}",
                 field="embedder",
             )
-        model_digest, _ = digest_folder(model_folder(model))
-        folder = self._reuse(name, model_digest)
-        if folder is None:
+        base_digest, _ = digest_folder(model_folder(base))
+        if source.record and self._spec.record is not None:
+            # What an encoder of records reads is part of it: of another declaration, another one is made.
+            base_digest = digest_json({"model": base_digest, "record": self._spec.record.model_dump(mode="json")})
+        trained = self._inputs.models.get(source.embedder)
+        model = trained or base
+        model_digest, _ = (base_digest, 0) if trained is None else digest_folder(trained)
+        reused = self._reuse(name, base_digest, None if trained is None else model_digest)
+        if reused is not None:
+            folder, model_digest = reused
+            if trained is None and model_digest != base_digest:
+                self._reused.add(name)
+        else:
             folder = self._work / name
             # By hash order, so that the sample stays nearly the same when items come and go.
             sample = sorted((digest_json({"id": item_id}), text) for item_id, text in texts)[:SAMPLE_ITEMS]
             placement = self._spec.placement.units.get("embed")
-            gpu = placement is not None and placement.num_gpus > 0
+            # A trained one keeps its weights: a GPU needs them, and the next training begins with them.
+            weights = trained is not None or (placement is not None and placement.num_gpus > 0)
             with self._progress.step(f"{source.embedder}: exporting to ONNX", None):
-                from training.export import export_embedder  # torch: only where there is something to export
-
-                export_embedder(model, folder, [text for _, text in sample], torch_weights=gpu)
-        self._lineage[f"{name}.model"] = model_digest
+                self._export(model, folder, [text for _, text in sample], weights)
+        self._lineage |= {base_key(name): base_digest, model_key(name): model_digest}
         fingerprint = build.document_embedder(folder, source, self._config.serving).fingerprint
-        return _Part(name, "embedder", folder, fingerprint)
+        return NewComponent(name, "embedder", folder, fingerprint)
 
-    def _reuse(self, name: str, model_digest: str) -> Path | None:
+    def _export(self, model: str | Path, folder: Path, sample: Sequence[str], weights: bool) -> None:
+        # torch: only where there is something to export
+        if is_taste_model(model):
+            from training.taste2vec.component import export_taste
+
+            export_taste(Path(model), folder, self._spec, sample)
+        else:
+            from training.export import export_embedder
+
+            export_embedder(model, folder, sample, torch_weights=weights)
+
+    def _reuse(self, name: str, base: str, model: str | None) -> tuple[Path, str] | None:
+        """(folder, digest of its model) of an exported embedder that will do: of `model` exactly; None: of whatever
+        the release before made of `base`, else of `base` itself."""
+        before = None if self._before is None or self._inputs.from_base else self._before
+        if model is None and before is not None and base_of(before, name) == base:
+            return self._fetched(before, name)
+        for release in self._releases:
+            if release.lineage.get(model_key(name)) == (model or base):
+                return self._fetched(release, name)
+        return None
+
+    def _fetched(self, release: Release, name: str) -> tuple[Path, str] | None:
         try:
-            newest = self._store.versions(self._spec.name)[0].release
-            if newest.lineage.get(f"{name}.model") != model_digest:
-                return None
-            return self._store.fetch(newest.component(name), self._config.serving.component_cache)
-        except (IndexError, KeyError, ReleaseNotFound):
+            folder = self._store.fetch(release.component(name), self._config.serving.component_cache)
+        except (KeyError, ReleaseNotFound):
             return None
+        return folder, release.lineage[model_key(name)]
+
+    @cached_property
+    def _releases(self) -> list[Release]:
+        return [version.release for version in self._store.versions(self._spec.name)]
+
+    @cached_property
+    def _before(self) -> Release | None:
+        """Stable; the newest where there is no stable."""
+        try:
+            return self._store.get(self._spec.name, "stable").release
+        except ReleaseNotFound:
+            return self._releases[0] if self._releases else None
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
         self._seconds[step] = round(time.perf_counter() - started, 2)
+
+
+def _reference(part: NewComponent, content: Mapping[str, tuple[str, int]]) -> ComponentRef:
+    if missing := sorted(set(part.needs) - set(content)):
+        raise TrainingRefused(f"the new component {part.name} needs {missing[0]}, which the release does not have")
+    digest, size = content[part.name]
+    return ComponentRef(part.name, part.role, digest, size, part.fingerprint, {n: content[n][0] for n in part.needs})
 
 
 @contextmanager

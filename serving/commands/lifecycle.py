@@ -78,6 +78,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if running is not None:
         body |= {"pid": running.pid, "url": running.url, "mlflow": running.mlflow_url, "apps": list(running.apps)}
         body |= place.deployments()
+        body["learner"] = place.learner()
         try:
             body |= httpx.get(f"{running.url}/readyz", timeout=5).json()
         except (httpx.TransportError, ValueError):

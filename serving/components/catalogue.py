@@ -217,6 +217,10 @@ class Catalogue:
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._row_of
 
+    def known_rows(self, ids: Iterable[str]) -> list[int]:
+        """The live rows of those of `ids` that are items."""
+        return [row for item_id in ids if (row := self._row_of.get(item_id)) is not None]
+
     def document(self, row: int) -> bytes:
         """The JSON text of the fields of a row."""
         if row < self.snapshot_rows:

@@ -50,7 +50,7 @@ class OnnxEncoder:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._pad = pad_token_id
         self._max_characters = max_tokens * CHARACTERS_PER_TOKEN
-        self._session = _session(model)
+        self._session = open_session(model)
         self._tokenizer = _tokenizer(tokenizer, max_tokens)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="embed") if threads > 1 else None
@@ -120,7 +120,8 @@ def group_by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
     return groups
 
 
-def _session(model: Path) -> ort.InferenceSession:
+def open_session(model: Path) -> ort.InferenceSession:
+    """Of one thread, on the CPU. Raises PhaseFailed."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

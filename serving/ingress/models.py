@@ -26,7 +26,8 @@ class Request(BaseModel):
 
 
 class QueryRequest(Request):
-    """One text (`query`) or up to 64 (`queries`)."""
+    """One text (`query`) or up to 64 (`queries`). A `query` may come with a `record`, or be one of them alone, and so
+    with `like`."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"query": "레이크 찰리스 말보로 24병", "top_k": 3, "user": "client-01025"}]}
@@ -41,16 +42,28 @@ class QueryRequest(Request):
     )
     user: Who | None = Field(None, description="Who asks; keeps them on one release and teaches their abbreviations.")
     session: Who | None = None
+    record: dict[str, Any] = Field(
+        default_factory=dict,
+        description='Measurements and moments, as app.yaml declares them: {"metrics": {...}, "context": [{...}]}.',
+    )
+    like: list[ItemId] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Items that the results should resemble (they are left out); ids that are no items are ignored.",
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> QueryRequest:
-        if (self.query is None) == (self.queries is None):
+        if self.record or self.like:
+            if self.queries is not None:
+                raise ValueError("`record` and `like` go with one `query`, not with `queries`")
+        elif (self.query is None) == (self.queries is None):
             raise ValueError("send exactly one of `query` and `queries`")
         return self
 
     @property
     def texts(self) -> list[str]:
-        return [self.query] if self.query is not None else list(self.queries or ())
+        return [self.query or ""] if self.queries is None else list(self.queries)
 
 
 class FeedbackRequest(Request):

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from serving import metrics
 from serving.arms import Asked, Given
 from serving.components.catalogue import Columns
+from serving.components.record import check_record
 from serving.config import Limits
 from serving.errors import BadRequest, PalateError, TooLarge
 from serving.ingress.access import PIN_HEADER, PIN_PARAMETER, admit, allowed_time_s, pin_of, read_body, services_of
@@ -72,7 +73,7 @@ async def query(app: str, request: Request) -> Response:
         services.recent.remember(trace)
         bodies.append(_answer_json(given.served, answer, trace))
     log.info("query", trace_id=trace_id, app=app, release=release, texts=len(queries), ms=_ms(elapsed_s))
-    if wanted.query is not None:
+    if wanted.queries is None:
         body = bodies[0]
     else:
         body = {"trace_id": trace_id, "app": app, "release": release, "answers": bodies}
@@ -93,15 +94,19 @@ def _queries(wanted: QueryRequest, spec: AppSpec, limits: Limits) -> list[Query]
     if wanted.top_k > limits.max_top_k:
         raise BadRequest(f"top_k is {wanted.top_k}; at most {limits.max_top_k} are given", field="top_k")
     for number, text in enumerate(texts):
-        field = "query" if wanted.query is not None else f"queries.{number}"
-        if not text.strip():
+        field = "query" if wanted.queries is None else f"queries.{number}"
+        if not text.strip() and not (wanted.record or wanted.like):
             raise BadRequest(f"{field} is empty: send the text to search for", field=field)
         if len(text) > limits.max_query_chars:
             raise BadRequest(f"{field} has {len(text)} characters; at most {limits.max_query_chars}", field=field)
     if wanted.filters:
         # Over no rows: says what is wrong with a filter before the query shares a batch with others.
         Columns(spec.items.attributes).mask(wanted.filters, 0)
-    return [Query(text, wanted.top_k, wanted.filters, wanted.user, wanted.session) for text in texts]
+    check_record(wanted.record, spec.record)
+    if wanted.like and not any(source.engine == "dense" for source in spec.retrieve.sources.values()):
+        raise BadRequest("like: this app has no dense source, which is what compares items", field="like")
+    beside = (wanted.top_k, wanted.filters, wanted.user, wanted.session, wanted.record, tuple(wanted.like))
+    return [Query(text, *beside) for text in texts]
 
 
 def _answer_json(served: ServedRelease, answer: Answer, trace: Trace) -> dict[str, Any]:
@@ -152,8 +157,12 @@ def _trace(trace_id: str, given: Given, query: Query, answer: Answer, when: tupl
         **{phase: round(ms, 3) for phase, ms in answer.timings_ms.items()},
         "total": _ms(elapsed_s),
     }
+    beside: dict[str, Any] = {"record": query.record} if query.record else {}
+    if query.like:
+        beside["like"] = query.like
     lines = [
         {
+            **beside,
             "raw": line.understood.raw,
             "abstained": line.result.abstained,
             "shown": [[c.id, round(c.score, 4), c.source, dict(c.scores)] for c in line.result.candidates],

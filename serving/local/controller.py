@@ -1,4 +1,7 @@
-"""The controller of this machine, `palate controller`, as a child of `palate up`: started again when it ends."""
+"""The platform's own processes beside the endpoint, as children of `palate up`: started again when they end.
+
+`palate controller` moves rollouts; `palate learner` starts training runs.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,25 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from registry.mlflow_server import stop_group
 from serving.local.home import Home
 
-LOG_FILE = "controller.jsonl"
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 SETTLED_S = 60.0
-"""A controller that ran for so long did not end because of how it was started."""
+"""A process that ran for so long did not end because of how it was started."""
 
 
-class ControllerProcess:
-    """`keep` starts it, and again when it ended: at once, then with growing pauses. Serving goes on meanwhile."""
+class KeptProcess:
+    """`palate ARGUMENTS`. `keep` starts it, and again when it ended: at once, then with growing pauses. Serving goes on
+    meanwhile. Its log is `<first argument>.jsonl` in the home."""
 
-    def __init__(self, home: Home, environment: Mapping[str, str]) -> None:
-        self._log = home.logs / LOG_FILE
+    def __init__(self, home: Home, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._arguments = arguments
+        self._log = home.logs / f"{arguments[0]}.jsonl"
         self._environment = {**os.environ, **environment, "PALATE_LOG": str(self._log)}
         self._process: subprocess.Popen[bytes] | None = None
         self._started_s = 0.0
@@ -50,7 +54,7 @@ class ControllerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as stream:  # what it says before its log is open
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "serving.cli", "controller"],
+                [sys.executable, "-m", "serving.cli", *self._arguments],
                 env=self._environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
@@ -61,3 +65,17 @@ class ControllerProcess:
         if self._process is not None:
             stop_group(self._process, timeout_s)
             self._process = None
+
+
+class ControllerProcess(KeptProcess):
+    """`palate controller`."""
+
+    def __init__(self, home: Home, environment: Mapping[str, str]) -> None:
+        super().__init__(home, ["controller"], environment)
+
+
+class LearnerProcess(KeptProcess):
+    """`palate learner` for the apps in these folders."""
+
+    def __init__(self, home: Home, folders: Sequence[Path], environment: Mapping[str, str]) -> None:
+        super().__init__(home, ["learner", *map(str, folders)], environment)

@@ -127,6 +127,14 @@ class Home:
         except (FileNotFoundError, ValueError):
             return {}
 
+    def learner(self) -> dict[str, Any]:
+        """What the learner says of each app, while it runs; {} without one."""
+        try:
+            said = json.loads((self.run / "learner.json").read_text(encoding="utf-8"))
+            return dict(said["apps"]) if psutil.pid_exists(int(said["pid"])) else {}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return {}
+
     def secret(self, name: str) -> bytes:
         """32 random bytes, made on first use, readable by the owner only. Raises SetupError for a file that holds
         something else or cannot be used."""

@@ -49,5 +49,7 @@ def show_status(body: Mapping[str, Any], console: Console) -> None:
     for name, deployments in body.get("deployments", {}).items():
         replicas = ", ".join(f"{unit} {sum(states.values())}" for unit, states in deployments.items())
         console.print(f"  Serve application {name}: replicas {replicas}", highlight=False)
+    for app, says in body.get("learner", {}).items():
+        console.print(f"  learner, {app}: {says}", highlight=False, markup=False)
     for resource, (used, total) in body.get("resources_used", {}).items():
         console.print(f"  Ray {resource}: {used:g} of {total:g} in use", highlight=False)

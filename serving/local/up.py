@@ -1,7 +1,7 @@
 """`palate up`: MLflow, Ray and the endpoint on this machine, from nothing to a first answer.
 
-Runs as one process that the others end with: it starts MLflow and the controller of rollouts as children, Ray as its
-own cluster, and watches them.
+Runs as one process that the others end with: it starts MLflow, the controller of rollouts and, where an app learns by
+itself, the learner as children, Ray as its own cluster, and watches them.
 First starts also fill the catalogue and build each app's first release, in a process of their own (`palate index`),
 so that what only building needs does not stay in memory.
 """
@@ -34,7 +34,7 @@ from serving.config import ServingConfig
 from serving.errors import PalateError
 from serving.keys import ApiKeys
 from serving.local import cluster
-from serving.local.controller import ControllerProcess
+from serving.local.controller import ControllerProcess, KeptProcess, LearnerProcess
 from serving.local.home import Home, Running, SetupError, check_port
 from serving.local.seed import seed_items
 from serving.schema import AppSpec, load_app_spec
@@ -70,7 +70,7 @@ class Platform:
         self._say = say
         self._mlflow: MlflowServer | None = None
         self._deployer: Deployer | None = None
-        self._controller: ControllerProcess | None = None
+        self._kept: dict[str, KeptProcess] = {}
         self._state: Running | None = None
         self._stop = threading.Event()
         self._specs: dict[str, AppSpec] = {}
@@ -97,32 +97,35 @@ class Platform:
         self._prepare_data()
         self._check_stopped()
         webhook = {"PALATE_WEBHOOK_URL": f"{state.url}{WEBHOOK_PATH}"}
-        self._controller = ControllerProcess(self._home, {**self._environment(), **webhook})
-        self._controller.keep()
+        self._keep("controller", ControllerProcess(self._home, {**self._environment(), **webhook}))
         self._start_serve()
+        if learning := [f for f, spec in zip(self._options.apps, self._specs.values(), strict=True) if learns(spec)]:
+            self._keep("learner", LearnerProcess(self._home, learning, self._environment()))
         self._state = state = replace(state, ready=True, children=_descendants())
         self._home.write_state(state)
         return state
 
     def watch(self) -> None:
-        """Until SIGTERM or SIGINT: keep MLflow and the controller running, and note what runs."""
+        """Until SIGTERM or SIGINT: keep MLflow, the controller and the learner running, and note what runs."""
         from serving.local import deployments
 
         while not self._stop.wait(WATCH_S):
             if self._mlflow is not None and self._mlflow.poll() is not None:
                 self._say("MLflow ended; starting it again (serving goes on meanwhile)")
                 self._try_start_mlflow()
-            if self._controller is not None and self._controller.keep():
-                self._say(f"The controller ended and was started again; {self._controller.log} says why")
-                self._note_children()
+            for name, process in self._kept.items():
+                if process.keep():
+                    self._say(f"The {name} ended and was started again; {process.log} says why")
+                    self._note_children()
             self._home.write_deployments(deployments.describe())
 
     def stop(self) -> None:
         """End everything this started, newest first. Safe to call at any point of a failed start."""
         if not self._lock.is_locked:
             return  # the home is another's: nothing in it is ours
-        if self._controller is not None:
-            self._controller.stop()  # first: it must not judge what is being taken down
+        for name in ("learner", "controller"):  # first: it must not judge what is being taken down
+            if name in self._kept:
+                self._kept[name].stop()
         if self._deployer is not None:
             self._deployer.close()
         if "ray" in sys.modules:
@@ -131,6 +134,10 @@ class Platform:
             self._mlflow.stop()
         self._home.state_file.unlink(missing_ok=True)
         self._lock.release()
+
+    def _keep(self, name: str, process: KeptProcess) -> None:
+        self._kept[name] = process
+        process.keep()
 
     def _note_children(self) -> None:
         """So that `palate down` finds them even after this process was killed."""
@@ -252,6 +259,11 @@ class Platform:
     def _check_stopped(self) -> None:
         if self._stop.is_set():
             raise SetupError("stopped while starting")
+
+
+def learns(spec: AppSpec) -> bool:
+    """Whether something of the app happens by itself: a run starts, or a candidate waits for its turn on trial."""
+    return any(t.trigger.new_events or t.trigger.every_s or t.canary for t in spec.train.values())
 
 
 def _descendants() -> tuple[tuple[int, float], ...]:

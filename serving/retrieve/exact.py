@@ -46,6 +46,10 @@ class ExactSearch:
         """(rows, dimension) of the snapshot."""
         return self._vectors.shape[0], self._vectors.shape[1]
 
+    @property
+    def dimension(self) -> int:
+        return self.shape[1]
+
     def search(self, vectors: Vectors, allowed: Sequence[Mask | None], top_k: int) -> list[Hits]:
         added = self._added
         snapshot_rows = len(self._vectors)
@@ -70,6 +74,19 @@ class ExactSearch:
             np.concatenate([old.rows[:kept], np.arange(first_row, first_row + len(vectors))]),
             np.concatenate([old.vectors[:kept], vectors.astype(np.float32, copy=False)]),
         )
+
+    def vectors(self, rows: Sequence[int]) -> Vectors:
+        added, snapshot_rows = self._added, len(self._vectors)
+        result = np.empty((len(rows), self._vectors.shape[1]), np.float32)
+        for place, row in enumerate(rows):
+            late = int(np.searchsorted(added.rows, row))
+            if 0 <= row < snapshot_rows:
+                result[place] = self._vectors[row]
+            elif late < len(added.rows) and added.rows[late] == row:
+                result[place] = added.vectors[late]
+            else:
+                raise IndexError(f"there is no row {row}")
+        return result
 
     def _search_snapshot(self, queries: Vectors, mask: Mask | None, top_k: int) -> list[Hits]:
         """`mask` may be shorter than the snapshot, never longer."""

@@ -11,8 +11,10 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from serving.components.catalogue import Catalogue
-from serving.components.text import item_text
+from serving.components.record import compose, item_input
 from serving.compute import compute
 from serving.ports import Expansions, Hits, Mask, Source, Vectors, VectorSource
 from serving.retrieve import fusion
@@ -24,13 +26,21 @@ from serving.schema import AppSpec, Candidate, Item, Query, Result
 class DenseSource:
     """A vector source with the embedder its index was built by: near (in a thread) or far (a Serve handle).
 
-    `embed` is for queries, awaited; `embed_now` for changed items, called from the follower's thread.
+    `embed` is for queries, awaited; `embed_now` for changed items, called from the follower's thread. `record_field` is
+    the item field with an item's record, None where the embedder reads text alone.
     """
 
     vectors: VectorSource
     fields: Sequence[str]
     embed: Callable[[Sequence[str]], Awaitable[Vectors]]
     embed_now: Callable[[Sequence[str]], Vectors]
+    record_field: str | None = None
+
+    def item_input(self, item: Item) -> str:
+        return item_input(item, self.fields, self.record_field)
+
+    def query_input(self, query: Query) -> str:
+        return compose(query.text, query.record if self.record_field is not None else {})
 
 
 class Retrieval:
@@ -61,7 +71,7 @@ class Retrieval:
             first = self._catalogue.rows
             if upserts:
                 vectors = {
-                    name: source.embed_now([item_text(item, source.fields) for item in upserts])
+                    name: source.embed_now([source.item_input(item) for item in upserts])
                     for name, source in self._sources.items()
                     if isinstance(source, DenseSource)
                 }
@@ -83,11 +93,36 @@ class Retrieval:
         known: dict[str, Mask | None] = {}
         masks = []
         for query in queries:
-            key = repr(query.filters) if query.filters else ""
+            key = repr((query.filters, query.like)) if query.filters or query.like else ""
             if key not in known:
-                known[key] = self._catalogue.allowed(query.filters)
+                known[key] = self._allowed(query)
             masks.append(known[key])
         return masks
+
+    def _allowed(self, query: Query) -> Mask | None:
+        allowed = self._catalogue.allowed(query.filters)
+        liked = self._catalogue.known_rows(query.like)
+        if not liked:
+            return allowed
+        others = np.ones(self._catalogue.rows, np.bool_) if allowed is None else allowed.copy()
+        others[[row for row in liked if row < len(others)]] = False
+        return others
+
+    async def _vectors(self, source: DenseSource, queries: Sequence[Query]) -> Vectors:
+        """Per query the vector to search with: that of its text and record, that of the items it likes, or, with both,
+        their mean, in which each liked item counts as much as the text (positive feedback of Rocchio 1971, in The SMART
+        Retrieval System, ch. 14). Zeros, which find nothing, where there is neither."""
+        if not any(query.like for query in queries):
+            return await source.embed([source.query_input(query) for query in queries])
+        asked = [i for i, query in enumerate(queries) if query.text or query.record or not query.like]
+        embedded = await source.embed([source.query_input(queries[i]) for i in asked]) if asked else ()
+        own = dict(zip(asked, embedded, strict=True))
+        result = np.empty((len(queries), source.vectors.dimension), np.float32)
+        for i, query in enumerate(queries):
+            liked = source.vectors.vectors(self._catalogue.known_rows(query.like))
+            mean = liked.sum(axis=0) + own.get(i, 0.0)
+            result[i] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+        return result
 
     async def _cascade(
         self, queries: Sequence[Query], masks: Sequence[Mask | None], found: list[dict[str, Hits]]
@@ -111,7 +146,7 @@ class Retrieval:
         asked = [queries[i] for i in which]
         allowed = [masks[i] for i in which]
         if isinstance(source, DenseSource):
-            vectors = await source.embed([query.text for query in asked])
+            vectors = await self._vectors(source, asked)
             hits = await compute(source.vectors.search, vectors, allowed, top_k)
         else:
             hits = await compute(source.search, asked, allowed, top_k)

@@ -21,12 +21,14 @@ from serving.schema.app_spec import (
 )
 from serving.schema.domain import Candidate, Filters, Item, Query, Result, Understood
 from serving.schema.feedback import FeedbackEvent, Trace
+from serving.schema.record_spec import ContextSpec, MetricSpec, RecordSpec
 from serving.schema.train_spec import DataSpec, GateSpec, ScalingSpec, TrainSpec, TriggerSpec
 
 __all__ = [
     "AppSpec",
     "AutoscalingSpec",
     "Candidate",
+    "ContextSpec",
     "DataSpec",
     "EvaluationSpec",
     "FeedbackEvent",
@@ -36,8 +38,10 @@ __all__ = [
     "GateSpec",
     "Item",
     "ItemsSpec",
+    "MetricSpec",
     "PlacementSpec",
     "Query",
+    "RecordSpec",
     "Result",
     "RetrieveSpec",
     "ScalingSpec",

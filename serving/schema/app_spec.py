@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from registry.plan import RolloutPlan
 from serving.errors import BadRequest
+from serving.schema.record_spec import RecordSpec
 from serving.schema.spec import Spec
 from serving.schema.train_spec import TrainSpec
 
@@ -44,6 +45,7 @@ class SourceSpec(Spec):
     )
     max_tokens: int = Field(96, ge=8, le=512, description="dense: longer item texts are cut.")
     search: Literal["auto", "exact", "ann"] = Field("auto", description="dense: auto = exact up to 20,000 items.")
+    record: bool = Field(False, description="dense: the embedder reads the record of queries and items, too.")
     aliases: str | None = Field(None, description="rules: YAML file beside app.yaml; canonical word -> its spellings.")
     options: dict[str, float] = Field(default_factory=dict, description="Engine constants; see the engine's docs.")
 
@@ -64,7 +66,7 @@ class SourceSpec(Spec):
     @model_validator(mode="after")
     def _keys_fit_engine(self) -> SourceSpec:
         allowed = {
-            "dense": {"embedder", "precision", "max_tokens", "search", "options"},
+            "dense": {"embedder", "precision", "max_tokens", "search", "record", "options"},
             "rules": {"aliases", "options"},
             "lexical": {"options"},
             "drill": {"options"},
@@ -110,7 +112,7 @@ class RetrieveSpec(Spec):
         for name, source in self.sources.items():
             if source.engine == "dense":
                 other = first.setdefault(source.embedder, name)
-                for key in ("max_tokens", "precision"):
+                for key in ("max_tokens", "precision", "record"):
                     mine, its = getattr(source, key), getattr(self.sources[other], key)
                     if mine != its:
                         raise ValueError(
@@ -188,6 +190,7 @@ class AppSpec(Spec):
     name: Name
     description: str = ""
     items: ItemsSpec
+    record: RecordSpec | None = Field(None, description="What queries and items carry beside their text.")
     understand: UnderstandSpec = UnderstandSpec()
     retrieve: RetrieveSpec
     feedback: FeedbackSpec = FeedbackSpec()
@@ -216,6 +219,20 @@ class AppSpec(Spec):
                     "(and `feedback`)"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _records_are_declared(self) -> AppSpec:
+        for name, source in self.retrieve.sources.items():
+            if source.record and self.record is None:
+                raise ValueError(
+                    f"retrieve.sources.{name} has `record: true`, but there is no section `record` that says what is "
+                    "in one"
+                )
+        return self
+
+    def record_field(self, source: SourceSpec) -> str | None:
+        """The item field whose record a source reads; None where it reads text alone."""
+        return self.record.field if source.record and self.record is not None else None
 
     def text_weights(self, source: SourceSpec) -> dict[str, float]:
         """The fields a source reads, with their weights."""

@@ -24,13 +24,19 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One text to search for, after validation. `top_k` results are wanted of the items that pass `filters`."""
+    """One text to search for, after validation. `top_k` results are wanted of the items that pass `filters`.
+
+    `record` is the structured part, for embedders that read one. `like` are ids of items that the results should
+    resemble; they are not among the results themselves. With either, the text may be empty.
+    """
 
     text: str
     top_k: int = 10
     filters: Filters = field(default_factory=dict)
     user: str | None = None
     session: str | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    like: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

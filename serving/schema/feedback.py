@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One answered (or failed) query. `lines` holds, per understood line, its raw text and the candidates shown.
+    """One answered (or failed) query. `lines` holds, per understood line, its raw text and the candidates shown; and
+    the query's `record` and `like`, where it had them.
 
     `at_s` is Unix time; `timings_ms` maps a phase to its milliseconds, with "total" for the whole. `rollout` and `arm`
     ("canary" or "control") say which arm of which rollout answered; 0 and "" for stable's plain answers. `status` is

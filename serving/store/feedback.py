@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, delete, select
+import orjson
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, select
 
 from registry.database.dialect import insert
+from serving.ports import Forgotten
 from serving.schema import FeedbackEvent, Trace
 from serving.store.base import KEYS_PER_QUERY, SqlStore, chunks, lock_counter, set_counter
 from serving.store.codec import check_limit, decode_event, decode_trace, encode_event, encode_trace
-from serving.store.tables import feedback, traces
+from serving.store.tables import counters, feedback, traces
 
 TRACES_PER_PURGE = 500
 """Traces forgotten in one transaction, so that nobody waits long for the lock."""
+ROWS_PER_LOOK = 1000
+"""Rows read at once where all of them are looked at."""
 
 
 class SqlFeedbackStore(SqlStore):
@@ -36,6 +41,14 @@ class SqlFeedbackStore(SqlStore):
         with self._reading() as connection:
             body = connection.scalar(select(traces.c.body).where(traces.c.trace_id == trace_id))
         return None if body is None else decode_trace(body)
+
+    def traces(self, trace_ids: Sequence[str]) -> dict[str, Trace]:
+        found: dict[str, Trace] = {}
+        with self._reading() as connection:
+            for chunk in chunks(dict.fromkeys(trace_ids), KEYS_PER_QUERY):
+                query = select(traces.c.trace_id, traces.c.body).where(traces.c.trace_id.in_(chunk))
+                found.update((row.trace_id, decode_trace(row.body)) for row in connection.execute(query))
+        return found
 
     def purge(self, before_s: float) -> int:
         """As the port. In small transactions: one that is killed half way, or runs twice at once, does no harm."""
@@ -102,6 +115,65 @@ class SqlFeedbackStore(SqlStore):
         )
         with self._reading() as connection:
             return [(row.seq, decode_event(row.body)) for row in connection.execute(query)]
+
+    def apps(self) -> list[str]:
+        found: set[str] = set()
+        app = self._next_app("")
+        while app is not None:
+            found.add(app)
+            app = self._next_app(app)
+        with self._reading() as connection:
+            found.update(connection.scalars(select(counters.c.app).where(counters.c.name == "feedback")))
+        return sorted(found)
+
+    def forget(self, app: str, is_gone: Callable[[str], bool]) -> Forgotten:
+        """As the port. Reads every trace and event of the app, a page at a time: no index names people."""
+        gone = Forgotten(0, 0)
+        answers = select(traces.c.trace_id.label("key"), traces.c.body).where(traces.c.app == app)
+        for page in self._pages(answers.order_by(traces.c.trace_id), traces.c.trace_id, ""):
+            ids = [row.key for row in page if _is_gone(row.body, is_gone)]
+            gone = _sum(gone, self._remove(app, ids, []))
+        said = select(feedback.c.seq.label("key"), feedback.c.trace_id, feedback.c.body).where(feedback.c.app == app)
+        for page in self._pages(said.order_by(feedback.c.seq), feedback.c.seq, 0):
+            theirs = [row for row in page if _is_gone(row.body, is_gone)]
+            about = self.traces([row.trace_id for row in theirs])
+            nobodys = [trace_id for trace_id, trace in about.items() if trace.app == app and trace.user is None]
+            gone = _sum(gone, self._remove(app, nobodys, [row.key for row in theirs]))
+        return gone
+
+    def _pages(self, query: Select[Any], key: ColumnElement[Any], after: Any) -> Iterator[Sequence[Row[Any]]]:
+        """The rows in pages, each read in a transaction of its own."""
+        while True:
+            with self._reading() as connection:
+                page = connection.execute(query.where(key > after).limit(ROWS_PER_LOOK)).all()
+            if not page:
+                return
+            yield page
+            after = page[-1].key
+
+    def _remove(self, app: str, trace_ids: Sequence[str], seqs: Sequence[int]) -> Forgotten:
+        """Remove traces with every event about them, and events by their numbers."""
+        removed_traces = removed_events = 0
+        if not trace_ids and not seqs:
+            return Forgotten(0, 0)
+        with self._writing() as connection:
+            for keys in chunks(trace_ids, KEYS_PER_QUERY):
+                theirs = delete(feedback).where(feedback.c.app == app, feedback.c.trace_id.in_(keys))
+                removed_events += connection.execute(theirs).rowcount
+                removed_traces += connection.execute(delete(traces).where(traces.c.trace_id.in_(keys))).rowcount
+            for numbers in chunks(seqs, KEYS_PER_QUERY):
+                theirs = delete(feedback).where(feedback.c.app == app, feedback.c.seq.in_(numbers))
+                removed_events += connection.execute(theirs).rowcount
+        return Forgotten(removed_traces, removed_events)
+
+
+def _is_gone(body: str, is_gone: Callable[[str], bool]) -> bool:
+    user = orjson.loads(body).get("user")
+    return isinstance(user, str) and is_gone(user)
+
+
+def _sum(one: Forgotten, other: Forgotten) -> Forgotten:
+    return Forgotten(one.traces + other.traces, one.events + other.events)
 
 
 def _row(event: FeedbackEvent, body: str, seq: int) -> dict[str, object]:

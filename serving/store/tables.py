@@ -82,3 +82,20 @@ api_keys = Table(
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float, nullable=True),
 )
+
+forgotten_people = Table(
+    "forgotten_people",
+    metadata,
+    Column("app", Text, primary_key=True, comment="empty: every app"),
+    Column("pseudonym", OrderedText, primary_key=True),
+    Column("at_s", Float, nullable=False, comment="when it was asked for, Unix seconds"),
+)
+
+trained_people = Table(
+    "trained_people",
+    metadata,
+    Column("app", Text, primary_key=True),
+    Column("fingerprint", Text, primary_key=True, comment="of the data set"),
+    Column("pseudonym", OrderedText, primary_key=True),
+    Index("trained_people_by_person", "pseudonym", "app"),
+)

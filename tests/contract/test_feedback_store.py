@@ -13,7 +13,8 @@ from serving.fakes import MemoryFeedbackStore
 from serving.ports import FeedbackStore
 from serving.schema import FeedbackEvent, Trace
 from serving.store import SqlExpansions, SqlFeedbackStore
-from serving.store.feedback import TRACES_PER_PURGE
+from serving.store.feedback import ROWS_PER_LOOK, TRACES_PER_PURGE
+from serving.store.people import EVERY_APP, SqlPeople
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -145,3 +146,92 @@ def test_learning_nothing_moves_nothing(database: Database) -> None:
     assert taught.version("a") == 0
     with pytest.raises(BadRequest):
         taught.learn("a", "u", {"a\0b": "words"})
+
+
+def test_traces_are_found_by_their_ids(store: FeedbackStore) -> None:
+    traces = {f"t{n}": Trace(f"t{n}", "a", "3", 1.0, "q", ()) for n in range(1200)}
+    store.record_traces(traces.values())
+    assert store.traces([*traces, "none", "t0"]) == traces
+    assert store.traces([]) == {}
+
+
+def test_apps_with_traces_or_feedback_are_named(store: FeedbackStore) -> None:
+    assert store.apps() == []
+    store.record_traces([Trace("t", "traced", "3", 1.0, "q", ())])
+    store.record(event("e", app="judged"))
+    assert store.apps() == ["judged", "traced"]
+
+
+def test_a_person_is_forgotten_with_everything_said_about_their_traces(store: FeedbackStore) -> None:
+    gone = "가나\0"
+    store.record_traces(
+        [
+            Trace("hers", "a", "3", 1.0, "q", (), user=gone),
+            Trace("nobodys", "a", "3", 1.0, "q", ()),
+            Trace("about-her", "a", "3", 1.0, "q", ()),
+            Trace("his", "a", "3", 1.0, "q", (), user="u"),
+            Trace("elsewhere", "b", "3", 1.0, "q", (), user=gone),
+        ]
+    )
+    stays = [event("e1", trace_id="his", user="u"), event("e2", trace_id="nobodys")]
+    goes = [
+        event("e3", trace_id="hers", user="u"),
+        event("e4", trace_id="his", user=gone),
+        event("e5", trace_id="about-her", user=gone),
+        event("e6", trace_id="about-her"),
+    ]
+    store.record_many([stays[0], *goes, stays[1], event("e7", app="b", trace_id="elsewhere", user=gone)])
+    assert store.forget("a", lambda user: user == gone) == (2, 4)
+    assert store.events("a", 0, 10) == [(1, stays[0]), (6, stays[1])]
+    assert [i for i in ("hers", "nobodys", "about-her", "his", "elsewhere") if store.trace(i)] == [
+        "nobodys",
+        "his",
+        "elsewhere",
+    ]
+    assert store.forget("a", lambda user: user == gone) == (0, 0)
+    store.record(event("e8"))
+    assert [seq for seq, _ in store.events("a", 6, 10)] == [7], "numbers are not given twice"
+    assert len(store.events("b", 0, 10)) == 1
+
+
+def test_forgetting_goes_through_every_page(store: FeedbackStore) -> None:
+    users = ("ann", "bob")
+    store.record_traces(Trace(f"t{n}", "a", "3", 1.0, "q", (), user=users[n % 2]) for n in range(2 * ROWS_PER_LOOK + 1))
+    store.record_many([event(f"e{n}", trace_id=f"x{n}", user=users[n % 2]) for n in range(2 * ROWS_PER_LOOK + 1)])
+    assert store.forget("a", lambda user: user == "ann") == (ROWS_PER_LOOK + 1, ROWS_PER_LOOK + 1)
+    assert {one.user for _, one in store.events("a", 0, 5000)} == {"bob"}
+
+
+def test_who_is_forgotten_is_kept_by_pseudonym(database: Database) -> None:
+    people = SqlPeople(database, clock=lambda: 5.0)
+    people.add_forgotten("a", "p1")
+    people.add_forgotten("a", "p1")
+    people.add_forgotten(EVERY_APP, "p2")
+    assert (people.forgotten("a"), people.forgotten("b")) == ({"p1", "p2"}, {"p2"})
+
+
+def test_whom_a_data_set_held_is_kept(database: Database) -> None:
+    people = SqlPeople(database)
+    people.record_trained("a", "f2", [f"p{n}" for n in range(1200)])
+    people.record_trained("a", "f1", ["p1"])
+    people.record_trained("a", "f1", ["p1", "p2"])
+    people.record_trained("b", "f3", [])
+    assert people.trained("p1") == {"a": ["f1", "f2"]}
+    assert people.trained("p2") == {"a": ["f1", "f2"]}
+    assert people.trained("p1199") == {"a": ["f2"]}
+    assert people.trained("none") == {}
+
+
+def test_what_a_client_taught_is_unlearnt(database: Database) -> None:
+    taught, people = SqlExpansions(database), SqlPeople(database)
+    taught.learn("a", "ann", {"lc": "레이크", "mb": "말보로"})
+    taught.learn("a", "bob", {"lc": "라크로스"})
+    taught.learn("b", "ann", {"lc": "레이크"})
+    before = taught.version("a")
+    assert people.apps_with_words() == ["a", "b"]
+    assert people.forget_words("a", lambda user: user == "ann") == 2
+    assert taught.all("a") == {"bob": {"lc": "라크로스"}}
+    assert taught.version("a") > before, "replicas follow the version"
+    after = taught.version("a")
+    assert people.forget_words("a", lambda user: user == "ann") == 0
+    assert (taught.version("a"), taught.all("b")) == (after, {"ann": {"lc": "레이크"}})

@@ -171,3 +171,16 @@ def test_readers_see_whole_adds_while_a_writer_adds(make: Make) -> None:
     for reader in readers:
         reader.join()
     assert failures == []
+
+
+def test_vectors_come_back_by_row(make: Make) -> None:
+    source = make()
+    added = clustered(3, 7)
+    source.add(ROWS + 2, added)
+    assert source.dimension == DIMENSION
+    rows = [ROWS + 4, 0, ROWS - 1, 0]
+    np.testing.assert_array_equal(source.vectors(rows), np.stack([added[2], *SNAPSHOT[[0, ROWS - 1, 0]]]))
+    assert source.vectors([]).shape == (0, DIMENSION)
+    for unknown in (-1, ROWS, ROWS + 5):
+        with pytest.raises(IndexError):
+            source.vectors([unknown])

@@ -275,9 +275,11 @@ def test_index_and_evaluate(palate: Palate, mlflow_uri: str, tmp_path: Path) -> 
     again = palate("index", str(folder), "--json", "--skip-evaluation", env=env).json
     assert (again["release"], again["digest"]) == (1, built.json["digest"])
 
-    report = palate("evaluate", str(folder), "--json", env=env).json
-    assert report["release"] == 1
+    report = palate("evaluate", str(folder), "--against", "1", "--json", env=env).json
+    assert (report["release"], report["against"]) == (1, 1)
     assert set(report["sets"]) == {"names"}
+    whole = report["differences"]["names"][0]
+    assert (whole["name"], whole["difference"], whole["interval"]) == ("all", 0.0, [0.0, 0.0])
     assert "names" in palate("evaluate", str(folder), "--only", "rules", "--option", "rules.jamo=0", env=env).out
     for arguments, word in [
         (("--only", "dense"), "dense"),

@@ -13,6 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
 import registry.journal  # noqa: F401 - declares its tables
+import training.runs  # noqa: F401 - declares its table
 from registry.database import metadata, migrate, open_database
 from serving.errors import StoreUnavailable
 from serving.feedback import FeedbackRecorder

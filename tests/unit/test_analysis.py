@@ -257,6 +257,22 @@ def test_superiority_passes_only_what_earns_more() -> None:
     assert with_rewards(plan, poor, good).state == "Fail"
 
 
+def test_a_superiority_margin_asks_for_that_much_more() -> None:
+    some, more = [1.0, 0.0, 0.0, 0.0] * 2000, [1.0, 1.0, 0.0, 0.0] * 2000
+    states = {
+        margin: with_rewards(
+            plan_with(reward=RewardGuard(margin=0.05, pass_margin=None, superiority=True, superiority_margin=margin)),
+            more,
+            some,
+        )
+        for margin in (0.0, 0.05, 0.99)
+    }
+    assert [verdict.state for verdict in states.values()] == ["Pass", "Pass", "Inconclusive"]
+    assert "earns more by over 99" in states[0.99].sentence
+    with pytest.raises(ValueError, match="needs `superiority: true`"):
+        RewardGuard(margin=0.05, superiority_margin=0.05)
+
+
 def test_several_events_on_one_answer_count_as_the_end_of_the_range() -> None:
     verdict = with_rewards(REWARD, [7.0, -9.0], [7.0, -9.0])
     assert verdict.guards[0].canary == pytest.approx((1.0 - 0.5) / 2)

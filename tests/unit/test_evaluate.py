@@ -11,14 +11,12 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import label_ranking_average_precision_score, precision_score, recall_score, top_k_accuracy_score
 
+from training.cases import Case, load_cases, parse_cases
 from training.errors import CasesInvalid, SearcherBroken
 from training.evaluate import (
-    Case,
     RankedAnswer,
     evaluate,
-    load_cases,
     measure,
-    parse_cases,
     rank_of_right,
     render,
     wilson_interval,
@@ -165,6 +163,7 @@ class TestEvaluate:
         rows = {line.split()[0]: line.split() for line in lines[1:] if not line.startswith("-")}
         assert rows["typo"][1:3] == ["2", "50.0"]
         assert rows["exact"][-2:] == ["-", "-"]
+        assert rows["typo"][-6:-2] == ["100.0", "0.750", "0.750", "0.815"]
         assert rows["all"][1:3] == ["3", "66.7"]
         assert len({len(line) for line in lines[1:]}) == 1
 
@@ -204,6 +203,7 @@ class TestLoadCases:
             ('{"query": "x", "accept": [], "slice": 3}', "`slice`"),
             ('{"query": "x", "accept": [], "quantity": "24"}', "`quantity`"),
             ('{"query": "x", "accept": [], "vintage": true}', "`vintage`"),
+            ('{"query": "x", "accept": [], "record": []}', "`record`"),
         ],
     )
     def test_a_bad_line_is_named_with_file_and_line(self, tmp_path: Path, line: str, complaint: str) -> None:

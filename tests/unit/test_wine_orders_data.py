@@ -19,7 +19,7 @@ from rapidfuzz.distance import DamerauLevenshtein
 
 from serving.components.catalogue import validate_attributes
 from serving.schema import Item, load_app_spec
-from training.evaluate import load_cases
+from training.cases import load_cases
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "wine-orders"
 SPLITS = ("dev", "test")

@@ -2,15 +2,18 @@
 
 `training.dataset` builds it from feedback, apps add to it (`train.NAME.data.extra`), trainers read it. Pure but for the
 two functions that read and write a folder: `train.jsonl`, `validation.jsonl`, `test.jsonl` (an example a line, in a
-fixed order) and `dataset.json` (the fingerprint and the counts).
+fixed order), `people.txt` (the pseudonyms of all whose events went in, also where another's example was kept; a line
+each, some more than once) and `dataset.json` (the fingerprint and the counts).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import orjson
@@ -19,6 +22,7 @@ from training.errors import DatasetInvalid
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+PEOPLE_FILE = "people.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,12 @@ class Example:
 
 
 _KEYS = frozenset(f.name for f in fields(Example))
+_NUMBER, _TEXT = (int, float), (str,)
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("query", "item", "user", "event", "slice"), _TEXT),
+    **dict.fromkeys(("weight", "at_s"), _NUMBER),
+    "label": (int,), "rank": (int, NoneType), "score": (*_NUMBER, NoneType), "record": (dict,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +97,18 @@ def parse_example(line: bytes | str, where: str) -> Example:
         raise DatasetInvalid(f"{where}: an example is an object with `query` and `item`")
     if unknown := sorted(set(raw) - _KEYS):
         raise DatasetInvalid(f"{where}: unknown keys {unknown}; an example has {sorted(_KEYS)}")
-    if raw.setdefault("label", 1) not in (0, 1) or not raw.setdefault("weight", 1.0) > 0:
+    if wrong := sorted(key for key, value in raw.items() if not isinstance(value, _TYPES[key])):
+        raise DatasetInvalid(f"{where}: `{wrong[0]}` cannot be {raw[wrong[0]]!r}")
+    if raw.setdefault("label", 1) not in (0, 1) or not 0 < raw.setdefault("weight", 1.0) < math.inf:
         raise DatasetInvalid(f"{where}: `label` is 0 or 1 and `weight` is above 0")
     return Example(**raw)
 
 
 def save_info(folder: Path, info: DatasetInfo) -> None:
     text = json.dumps({f.name: getattr(info, f.name) for f in fields(info)}, indent=1, sort_keys=True)
-    (folder / "dataset.json").write_text(text, encoding="utf-8")
+    temporary = folder / "dataset.json.new"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(folder / "dataset.json")  # a folder that holds it is complete
 
 
 def load_info(folder: Path) -> DatasetInfo:

@@ -1,0 +1,81 @@
+"""Prints training examples: what a package is called for, and the package, `{"query", "item", "label", "weight",
+"slice"}` a line.
+
+`train.NAME.data.extra` of app.yaml names it; `palate train packages` runs it as a script.
+
+    pairs.py [--english N] [--cache DIR] [--lists DIR]
+
+korean: the Korean short description, as Debian's translators wrote it, of every package that has one. english: the
+opening of the long description without the words of the package's name, of N packages, so that what the encoder knows
+of English is not lost to Korean. Packages of the test split (the SHA-1 of the name ends in the hex digit 0, see
+`evaluation.py`) are never in it, nor is any text that a test case asks: twins share descriptions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from catalogue import NO_INDEX, NoIndex, add_arguments, lists_from, read_items, say
+from evaluation import in_split, query_of
+
+ENGLISH = 4000
+ENGLISH_WEIGHT = 0.5
+
+
+def examples(items: Iterable[Mapping[str, Any]], english: int) -> Iterator[dict[str, Any]]:
+    """In the order of the items, Korean first; `items` is read once. The same items give the same examples."""
+    korean: list[tuple[str, str]] = []
+    plain: list[tuple[str, str]] = []
+    asked: set[str] = set()
+    for item in items:
+        name, fields = item["id"], item["fields"]
+        test = in_split(name, "test")
+        for kind, found in (("korean", korean), ("english", plain)):
+            query = query_of(kind, fields) if kind == "english" or "short_ko" in fields else ""
+            if query and test:
+                asked.add(query)
+            elif query:
+                found.append((name, query))
+    # By hash: a package that comes or goes changes one example, not all.
+    kept = set(sorted((name for name, _ in plain), key=_hash)[:english])
+    for name, query in korean:
+        if query not in asked:
+            yield {"query": query, "item": name, "label": 1, "slice": "korean"}
+    for name, query in plain:
+        if name in kept and query not in asked:
+            yield {"query": query, "item": name, "label": 1, "weight": ENGLISH_WEIGHT, "slice": "english"}
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Print examples to train on, one JSON object a line.")
+    parser.add_argument("--english", type=int, default=ENGLISH, help="packages asked for in English")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    count = 0
+    try:
+        for example in examples(read_items(lists_from(arguments)), arguments.english):
+            print(json.dumps(example, ensure_ascii=False))
+            count += 1
+        sys.stdout.flush()
+    except NoIndex as error:
+        say(f"packages: {error}")
+        return NO_INDEX
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    say(f"packages: {count:,} examples")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

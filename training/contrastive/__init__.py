@@ -1,0 +1,1 @@
+"""Contrastive fine-tuning of a text embedder: the trainer `contrastive` of app.yaml."""

@@ -1,0 +1,1 @@
+"""Trains the Wide & Deep ranker that `serving.components.ranker` serves; `trainer.TRAINER` is the way in."""
