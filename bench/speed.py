@@ -150,7 +150,7 @@ def _palate(folder: Path) -> Server:
     shutil.copytree(ROOT / "bench" / "app", app)
     shutil.copy(ITEMS, app / ITEMS.name)
     command = [PALATE, "up", "--home", str(home), "--app", str(app), "--detach"]
-    command += ["--port", str(port), "--mlflow-port", str(mlflow_port)]
+    command += ["--port", str(port), "--mlflow-port", str(mlflow_port), "--no-learner"]
     return Server(
         command,
         f"http://127.0.0.1:{port}/v1/apps/bench/query",

@@ -42,7 +42,8 @@ def wine_orders(*options: str) -> Iterator[Bench]:
         home, port, mlflow_port = Path(folder) / "home", free_port(), free_port()
         environment = {**os.environ, "PALATE_HOME": str(home), "PALATE_DRILLS": "1"}
         palate = [sys.executable, "-m", "serving.cli"]
-        up = [*palate, "up", "--app", APP, "--port", str(port), "--mlflow-port", str(mlflow_port), "--detach", *options]
+        up = [*palate, "up", "--app", APP, "--port", str(port), "--mlflow-port", str(mlflow_port), "--detach"]
+        up += ["--no-learner", *options]
         try:
             done = subprocess.run(up, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:

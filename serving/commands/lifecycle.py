@@ -40,6 +40,9 @@ def up(
     home: HomeOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready; stop with `palate down`.")] = False,
     replicas: Annotated[int, typer.Option(help="Router replicas.", min=1)] = 1,
+    learner: Annotated[
+        bool, typer.Option("--learner/--no-learner", help="Start training runs when app.yaml says they are due.")
+    ] = True,
     num_gpus: Annotated[int | None, typer.Option(help="GPUs Ray may give out; default: those there are.")] = None,
     num_cpus: Annotated[int | None, typer.Option(help="CPUs Ray may give out; default: twice the cores.")] = None,
 ) -> None:
@@ -54,7 +57,7 @@ def up(
         return
     from serving.local.up import UpOptions, run_up
 
-    options = UpOptions(place, folders, port, mlflow_port or port + 1, num_cpus, num_gpus, replicas)
+    options = UpOptions(place, folders, port, mlflow_port or port + 1, num_cpus, num_gpus, replicas, learner)
     specs = [load_app_spec(folder) for folder in folders]
     run_up(
         options,

@@ -56,6 +56,7 @@ class UpOptions:
     num_cpus: int | None = None
     num_gpus: int | None = None
     replicas: int = 1
+    learner: bool = True
 
 
 Say = Callable[[str], None]
@@ -99,7 +100,8 @@ class Platform:
         webhook = {"PALATE_WEBHOOK_URL": f"{state.url}{WEBHOOK_PATH}"}
         self._keep("controller", ControllerProcess(self._home, {**self._environment(), **webhook}))
         self._start_serve()
-        if learning := [f for f, spec in zip(self._options.apps, self._specs.values(), strict=True) if learns(spec)]:
+        learning = [f for f, spec in zip(self._options.apps, self._specs.values(), strict=True) if learns(spec)]
+        if learning and self._options.learner:
             self._keep("learner", LearnerProcess(self._home, learning, self._environment()))
         self._state = state = replace(state, ready=True, children=_descendants())
         self._home.write_state(state)

@@ -25,7 +25,9 @@ __all__ = ["postgres"]
 
 def test_database_is_down_for_a_minute(postgres: PostgresServer) -> None:
     cases = load_cases(EXAMPLES / APP / "evaluation" / "test.jsonl")
-    with running([EXAMPLES / APP], PALATE_DRILLS="1", PALATE_DATABASE_URL=postgres.create()) as platform:
+    with running(
+        [EXAMPLES / APP], "--no-learner", PALATE_DRILLS="1", PALATE_DATABASE_URL=postgres.create()
+    ) as platform:
         rollouts = Rollouts(platform.url, platform.key, MlflowStore(platform.mlflow_url), APP)
         version = rollouts.publish({**QUICK, "description": "the database goes"})
         broken = rollouts.publish({**QUICK, "description": "broken"}, {"fail_ratio": 1, "after": 100})

@@ -71,7 +71,7 @@ class Drilled:
 @pytest.fixture(scope="module")
 def platform_under_traffic() -> Iterator[Drilled]:
     cases = load_cases(EXAMPLES / APP / "evaluation" / "test.jsonl")
-    with running([EXAMPLES / APP], PALATE_DRILLS="1", PALATE_ARM_MEMORY_MB="1500") as platform:
+    with running([EXAMPLES / APP], "--no-learner", PALATE_DRILLS="1", PALATE_ARM_MEMORY_MB="1500") as platform:
         store = MlflowStore(platform.mlflow_url)
         rollouts = Rollouts(platform.url, platform.key, store, APP)
         with LiveTraffic(platform.url, platform.key, APP, cases) as traffic:

@@ -70,7 +70,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     pictures = Path(os.environ.get("PALATE_TEST_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
     pictures.mkdir(parents=True, exist_ok=True)
     cases = load_cases(EXAMPLES / APP / "evaluation" / "test.jsonl")
-    with chromium() as driver, running([EXAMPLES / APP], PALATE_DRILLS="1") as platform:
+    with chromium() as driver, running([EXAMPLES / APP], "--no-learner", PALATE_DRILLS="1") as platform:
         store = MlflowStore(platform.mlflow_url)
         rollouts = Rollouts(platform.url, platform.key, store, APP)
         page = ModelPage(driver, platform.mlflow_url, APP)

@@ -204,9 +204,10 @@ class Pair:
 
 
 def test_two_workers_train_what_one_does(model: Path, tmp_path: Path) -> None:
-    """Without dropout: items are gathered from both, and gradients averaged."""
+    """Without dropout and hard negatives: items are gathered from both, and gradients averaged."""
     options: dict[str, Any] = {
         "dropout": 0.0,
+        "hard_negatives": 0,
         "keep": "last",
         "max_steps": 4,
         "learning_rate": 1e-3,

@@ -5,7 +5,8 @@ the noise of dropout are drawn from seeds made of these, the learning rate is co
 weights, optimiser and step, and going on from it gives what would have been without the kill.
 
 Several workers split each batch. Items are gathered from all of them, and gradients averaged: without dropout they
-train what one worker would. (On a GPU sums of half precision come in no fixed order, so there the last digits differ.)
+train what one worker would, but for the hard negatives of a batch that cannot be shared evenly, which are left out. (On
+a GPU sums of half precision come in no fixed order, so there the last digits differ.)
 """
 
 from __future__ import annotations

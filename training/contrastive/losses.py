@@ -24,8 +24,7 @@ Loss = Callable[[Sequence[dict[str, Any]], Any], Any]
 
 
 def make_loss(encoder: Encoder, options: ContrastiveOptions, *, gather: bool) -> Loss:
-    """`gather`: every worker's items are wrong ones for every other's queries, so that the number of workers changes
-    nothing but speed."""
+    """`gather`: every worker's items are wrong ones for every other's queries, as they would be for one worker's."""
     directions = ("query_to_doc", "doc_to_query") if options.symmetric else ("query_to_doc",)
     ranking: dict[str, Any] = {
         "scale": options.scale,
