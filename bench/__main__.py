@@ -1,4 +1,5 @@
-"""The command line of the benchmarks: `scripts/bench speed`, `judgement`, `rollback`, `steering`.
+"""The command line of the benchmarks: `scripts/bench speed`, `judgement`, `rollback`, `steering`,
+`learning`. Those of training have a command line each: `python -m bench.training`, `bench.ranking`, `bench.beauty`.
 
 Each command is a function that adds its parser and sets `run`: (parser, options) -> what to print.
 """
@@ -23,7 +24,7 @@ def main() -> int:
         prog="scripts/bench", description="Measures Palate beside what it is compared with."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_speed, _add_judgement, _add_rollback, _add_steering):
+    for add in (_add_speed, _add_judgement, _add_rollback, _add_steering, _add_learning):
         command = add(commands)
         command.add_argument(
             "--out", type=Path, default=Path("bench-results"), help="folder for the results (bench-results)"
@@ -104,6 +105,19 @@ def _run_steering(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     if options.routers < 1:
         parser.error("--routers wants 1 or more")
     return report(options.routers, options.out)
+
+
+def _add_learning(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    learning = commands.add_parser("learning", help="users correct answers until a better release serves; made up")
+    learning.add_argument("--poison", action="store_true", help="users choose at random: the gates have to stop it")
+    learning.set_defaults(run=_run_learning)
+    return learning
+
+
+def _run_learning(_: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    from bench.learning import report
+
+    return report(options.poison, options.out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.data import ROOT
 from bench.processes import BenchError
 from bench.rollouts import Rollouts
-from registry.database import open_database
+from registry.database import Database, open_database
 from registry.journal import SqlBoard, SqlEvidence
 from registry.mlflow_store import MlflowStore
 from registry.net import free_port
@@ -30,20 +30,22 @@ class Bench:
     url: str
     key: str
     store: MlflowStore
+    database: Database
     board: SqlBoard
     evidence: SqlEvidence
     rollouts: Rollouts
 
 
 @contextmanager
-def wine_orders(*options: str) -> Iterator[Bench]:
-    """`palate up` with these options. Raises BenchError when it does not start."""
+def wine_orders(*options: str, app: Path | str = APP, learner: bool = False) -> Iterator[Bench]:
+    """`palate up` with these options, of the example or of a folder with a variant of it. Raises BenchError when it
+    does not start."""
     with tempfile.TemporaryDirectory(prefix="palate-bench-") as folder:
         home, port, mlflow_port = Path(folder) / "home", free_port(), free_port()
         environment = {**os.environ, "PALATE_HOME": str(home), "PALATE_DRILLS": "1"}
         palate = [sys.executable, "-m", "serving.cli"]
-        up = [*palate, "up", "--app", APP, "--port", str(port), "--mlflow-port", str(mlflow_port), "--detach"]
-        up += ["--no-learner", *options]
+        up = [*palate, "up", "--app", str(app), "--port", str(port), "--mlflow-port", str(mlflow_port), "--detach"]
+        up += ["--learner" if learner else "--no-learner", *options]
         try:
             done = subprocess.run(up, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -51,7 +53,8 @@ def wine_orders(*options: str) -> Iterator[Bench]:
             database = open_database(f"sqlite:///{home / 'palate.db'}")
             key = (home / "api-key").read_text(encoding="utf-8").strip()
             url, store = f"http://127.0.0.1:{port}", MlflowStore(f"http://127.0.0.1:{mlflow_port}")
-            yield Bench(url, key, store, SqlBoard(database), SqlEvidence(database), Rollouts(url, key, store, APP))
+            board, evidence = SqlBoard(database), SqlEvidence(database)
+            yield Bench(url, key, store, database, board, evidence, Rollouts(url, key, store, APP))
             database.close()
         finally:
             subprocess.run([*palate, "down"], env=environment, cwd=ROOT, capture_output=True, check=False)
