@@ -37,6 +37,7 @@ RATE_PER_S = 15.0
 RUN_LIMIT_S = 1500.0
 CHANGES: dict[str, Any] = {
     **QUICK,
+    "rollout.guards.reward.margin": 0.02,
     # An encoder that is to learn from users needs a say: what rules do not know, it decides.
     "retrieve.sources.dense.weight": 2.0,
     "retrieve.sources.dense.options.floor": 0.5,
