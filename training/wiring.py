@@ -24,7 +24,7 @@ from training.config import TrainingConfig
 from training.dataset.build import build_dataset
 from training.dataset.example import DatasetInfo
 from training.dataset.request import DatasetRequest
-from training.evaluate import Report
+from training.evaluate import Report, metrics_of
 from training.evidence import Compared, compare
 from training.gates import GateReport, judge
 from training.job.cluster import Where
@@ -208,12 +208,7 @@ def _sentence(reports: Mapping[str, GateReport]) -> str:
 def _metrics(candidate: Mapping[str, Report], reports: Mapping[str, GateReport]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, report in candidate.items():
-        overall = report.overall
-        found |= {
-            f"{name}_accuracy": overall.accuracy,
-            f"{name}_success_at_{report.k}": overall.success_at_k,
-            f"{name}_mrr_at_{report.k}": overall.mrr_at_k,
-        }
+        found |= metrics_of(name, report)
     for name, judged in reports.items():
         found |= {f"{name}_{key}": value for key, value in judged.metrics().items()}
     return found

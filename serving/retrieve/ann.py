@@ -23,11 +23,12 @@ faiss: Any = _faiss  # its stubs lack most of what is used here
 
 EF_SEARCH = 192
 """Candidates held during a walk. Measured on 24,000 x 384 vectors of package descriptions, ties counted as found:
-recall@10 0.995 at 0.3 ms a query. Made-up clusters are easier: there a third of it would do."""
+recall@10 0.995 at 0.3 ms a query. Made-up clusters are easier: there a third of it would do. Queries of people are
+harder: on the 618 of `packages`, over 63,666 vectors, recall@10 is 0.946."""
 
 
 class AnnSearch(ExactSearch):
-    """As ExactSearch, with recall@10 above 0.99 over the snapshot; added rows are searched exactly."""
+    """As ExactSearch, but the snapshot is searched in a graph, nearly exactly; added rows are searched exactly."""
 
     def __init__(self, vectors: Vectors, graph: Any) -> None:
         super().__init__(vectors)

@@ -330,7 +330,10 @@ class _TrialLoop(JobLoop):
     def _tune(self, report: Mapping[str, Any]) -> None:
         from ray import tune
 
-        tune.report({name: report[name] for name in ("step", PERCENT, LOSS)})
+        try:
+            tune.report({name: report[name] for name in ("step", PERCENT, LOSS)})
+        except SystemExit:  # how Tune ends a trial that it gave up on
+            raise StopTraining from None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
