@@ -69,9 +69,9 @@ class Progress:
             if total and now - last >= LINE_EVERY_S:
                 last = now
                 rate = done / max(now - started, 1e-6)
-                self._say(
-                    f"{name}: {done:,} of {total:,}, {rate:,.0f}/s, about {(total - done) / max(rate, 1e-6):.0f} s left"
-                )
+                left_s = (total - done) / max(rate, 1e-6)
+                decimals = 1 if rate < 10 else 0
+                self._say(f"{name}: {done:,} of {total:,}, {rate:,.{decimals}f}/s, about {left_s:.0f} s left")
 
         yield report
 
