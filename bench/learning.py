@@ -32,20 +32,21 @@ from bench.wine_orders import APP, CASES, wine_orders
 from registry.derive import changed_spec
 from training.runs import Run, Runs
 
-EVENTS = 500
+EVENTS = 800
 RATE_PER_S = 15.0
 RUN_LIMIT_S = 1500.0
 CHANGES: dict[str, Any] = {
     **QUICK,
     "rollout.guards.reward.margin": 0.02,
     # An encoder that is to learn from users needs a say: what rules do not know, it decides.
-    "retrieve.sources.dense.weight": 2.0,
-    "retrieve.sources.dense.options.floor": 0.5,
+    "retrieve.sources.dense.weight": 4.0,
+    "retrieve.sources.dense.options.floor": 0.3,
     "train.embedder.data": {"extra": "pairs.py --per-class 60", "unseen_items_ratio": 0.0},
     "train.embedder.trigger": {"new_events": EVENTS},
-    "train.embedder.options.max_steps": 100,
+    "train.embedder.options.max_steps": 150,
     "train.embedder.options.max_tokens": 32,
     "train.embedder.options.evaluate_every": 50,
+    "train.embedder.options.keep": "last",
     "train.embedder.gates": {
         "feedback": {"metric": "success_at_k", "require": "better"},
         "test": {"metric": "accuracy", "require": "no_worse", "margin": 0.02, "slice_margin": None},

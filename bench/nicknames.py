@@ -16,25 +16,25 @@ NICKNAMES = {
     "3A24401": "여름 테라스 화이트",
     "1F08389": "회장님 건배주",
     "1K00924": "노란 개업 선물",
-    "1G18198": "금고 열쇠",
     "1K16433": "코끼리 탑",
     "1A21251": "굴 단짝",
-    "2K19123": "조기 퇴근 레드",
     "2C18016": "트러플 짝꿍",
     "4H23631": "봄 소풍 병",
     "5H00618": "치즈 접시 마무리",
     "3A23177": "막내 생일 달달이",
     "6B18788": "스테이크 대장",
-    "7C19012": "두 나라 악수",
     "7G18823": "말발굽 언덕",
     "1E22577": "captain's picnic red",
     "2J18895": "slow roast sunday",
     "1G00513": "midnight toast",
     "3E18371": "bonfire bottle",
 }
-"""Item of wine-orders -> what its users call it."""
+"""Item of wine-orders -> what its users call it. None of them comes in two vintages."""
 
-SEEN = ("{n} {q}병", "{n} {q}cs", "{n} {q}", "{n} {q}박스", "오늘 {n} {q}병", "{n} {q}병 부탁", "{n}로 {q}병")
+SEEN = (
+    "{n} {q}병", "{n} {q}cs", "{n} {q}", "{n} {q}박스", "오늘 {n} {q}병", "{n} {q}병 부탁", "{n}로 {q}병",
+    "{n} {q}병 주세요", "{q}병 {n}", "모레까지 {n} {q}병", "{n} 추가 {q}", "급하게 {n} {q}병", "{n} {q}병 있나요",
+)  # fmt: skip
 HELD_OUT = ("내일 {n} {q}병이요", "{n} 다시 {q}병", "급함 {n} {q}", "{n} 재고 있으면 {q}cs")
 
 
