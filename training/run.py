@@ -146,6 +146,9 @@ class _Steps:
 
     def _go(self) -> Result:
         self._tracking.params({**self._order.request, "why": self._run.why, "who": self._run.who})
+        data = [f"dataset.{name}" for name in self._order.names]
+        if self._folder.done(data[-1]) is None:  # its data was never whole: begin with what there is now
+            self._folder.forget("items", "stable", *data)
         self._step("items")
         snapshot = self._folder.once(
             "items", lambda at: write_items(at / "items.jsonl", self._means.items, self._run.app)

@@ -58,6 +58,11 @@ class RunFolder:
             self._write(step, told)
         return told
 
+    def forget(self, *steps: str) -> None:
+        """They are not done."""
+        for step in steps:
+            self._record(step).unlink(missing_ok=True)
+
     def at(self, step: str) -> Path:
         return self.path / step
 

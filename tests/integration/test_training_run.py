@@ -86,6 +86,16 @@ def test_a_killed_run_goes_on_with_the_same_data_and_its_candidate_is_on_trial(t
     room.database.close()
 
 
+def test_a_run_that_had_too_little_data_begins_with_what_there_is_later(room: Classroom) -> None:
+    write_made_up_examples(room.folder, ITEMS[:4], count=3)
+    with pytest.raises(TrainingRefused, match="positives to train on"):
+        train(room.order(), room.means())
+    room.items.upsert(APP, [Item("late", {"name": "a tea that came late"})])
+    write_made_up_examples(room.folder, [*ITEMS[:4], "late"])
+    assert train(room.order(), room.means()).status == "published"
+    assert newest(room).release.metrics["items"] == room.items.count(APP)
+
+
 # --- the same in, the same out
 
 
