@@ -21,7 +21,7 @@ from registry.config import RegistryConfig
 from registry.errors import RegistryError
 from registry.manifest import to_json
 from registry.ports import ReleaseStore
-from registry.schema import ReleaseVersion
+from registry.schema import ReleaseVersion, version_or_alias
 
 
 class _ListsByDefault(TyperGroup):
@@ -74,7 +74,7 @@ def show_release(
 ) -> None:
     """Show one release in full: components, app spec, metrics, lineage and tags."""
     with _one_line_errors():
-        found = _store().get(app, int(version) if version.isdecimal() else version)
+        found = _store().get(app, version_or_alias(version))
     whole = {**_summary(found), "release": to_json(found.release), "tags": dict(found.tags)}
     if as_json:
         typer.echo(json.dumps(whole, ensure_ascii=False))

@@ -55,3 +55,8 @@ class ReleaseVersion:
     aliases: frozenset[str] = frozenset()
     tags: Mapping[str, str] = field(default_factory=dict)
     created_s: float = 0.0
+
+
+def version_or_alias(text: str) -> int | str:
+    """What a person typed: a version's number, or the name of an alias."""
+    return int(text) if text.isdecimal() else text

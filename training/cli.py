@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.errors import ReleaseNotFound
+from registry.schema import version_or_alias
 from serving.errors import BadRequest
 from serving.schema import find_app, load_app_spec
 from training.commands import (
@@ -128,8 +129,8 @@ def evaluate(
     folder = find_app(app)
     config = TrainingConfig.from_env(home)
     store = open_releases(config)
-    there = load_app_spec(folder).evaluation
-    name = load_app_spec(folder).name
+    app_spec = load_app_spec(folder)
+    name, there = app_spec.name, app_spec.evaluation
     if unknown := sorted(set(sets or ()) - set(there)):
         raise BadRequest(f"{name} has no evaluation set {unknown[0]!r}; it has {sorted(there)}", field="set")
     wanted = {n: e for n, e in there.items() if sets is None or n in sets}
@@ -138,13 +139,13 @@ def evaluate(
         folders = fetch_components(version, store, config.serving.component_cache)
         return measure(spec, folder, folders, config, wanted, Progress(name, notes))
 
-    version = store.get(name, _numbered(release))
+    version = store.get(name, version_or_alias(release))
     spec = variant(AppSpec.model_validate(version.release.spec), only or (), option or (), abstain_below)
     reports = measured(version, spec)
     shown = {"app": name, "release": version.version, "sets": {n: r.to_json() for n, r in reports.items()}}
     tables = {n: [render(r, f"{name} release {version.version}, {n}")] for n, r in reports.items()}
     if against is not None:
-        other = store.get(name, _numbered(against))
+        other = store.get(name, version_or_alias(against))
         compared = compare(reports, measured(other, AppSpec.model_validate(other.release.spec)))
         rows = {n: contrast(n, compared[n], e.metric) for n, e in wanted.items()}
         shown |= {"against": other.version, "differences": {n: [asdict(r) for r in rows[n]] for n in rows}}
@@ -156,11 +157,6 @@ def evaluate(
     for n, report in reports.items():
         wrong = [f"  {failure}" for failure in report.failures[:failures]]
         console.print("\n".join([*tables[n], *wrong]), highlight=False, markup=False)
-
-
-def _numbered(release: str) -> int | str:
-    """A version number, or an alias."""
-    return int(release) if release.isdigit() else release
 
 
 def _has_stable(store: ReleaseStore, app: str) -> bool:

@@ -110,7 +110,7 @@ class Ask:
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
 
 
-LEARNER = "learner"
+LEARNER_LEASE = "learner"
 
 
 def _canary(app: str) -> str:
@@ -214,17 +214,17 @@ class Runs:
     def take_learner(self, holder: str) -> bool:
         """One learner acts for all apps of a database; the others wait."""
         with self._database.writing() as connection:
-            return lease.take(connection, holder, self.lease_s, LEARNER)
+            return lease.take(connection, holder, self.lease_s, LEARNER_LEASE)
 
     def release_learner(self, holder: str) -> None:
         with self._database.writing() as connection:
-            lease.give_back(connection, holder, LEARNER)
+            lease.give_back(connection, holder, LEARNER_LEASE)
 
     @contextmanager
     def moving_candidates(self, app: str, holder: str) -> Iterator[None]:
         """As `holding`, for the learner. Raises LeaseLost."""
         with self._database.writing() as connection:
-            lease.require(connection, holder, LEARNER)
+            lease.require(connection, holder, LEARNER_LEASE)
             lease.lock(connection, _canary(app))
             yield
 

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -317,16 +317,15 @@ def lists_from(arguments: argparse.Namespace) -> Path:
     return Path(lists)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Print the package index of this machine as JSON lines.")
-    add_arguments(parser)
+def print_lines(rows: Callable[[], Iterable[Any]], what: str, tell_every: int | None = None) -> int:
+    """Print what `rows` gives, a JSON text each line, and say how many; the exit status. `tell_every`: progress too."""
     started = time.monotonic()
     count = 0
     try:
-        for item in read_items(lists_from(parser.parse_args())):
-            print(json.dumps(item, ensure_ascii=False))
+        for row in rows():
+            print(json.dumps(row, ensure_ascii=False))
             count += 1
-            if count % 20_000 == 0:
+            if tell_every and count % tell_every == 0:
                 say(f"packages: {count:,} written")
         sys.stdout.flush()
     except NoIndex as error:
@@ -335,8 +334,14 @@ def main() -> int:
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    say(f"packages: {count:,} items in {time.monotonic() - started:.1f} s")
+    say(f"packages: {count:,} {what} in {time.monotonic() - started:.1f} s")
     return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Print the package index of this machine as JSON lines.")
+    add_arguments(parser)
+    return print_lines(lambda: read_items(lists_from(parser.parse_args())), "items", tell_every=20_000)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from catalogue import NO_INDEX, NoIndex, add_arguments, lists_from, read_items, say
+from catalogue import add_arguments, lists_from, print_lines, read_items
 from evaluation import in_split, query_of
 
 ENGLISH = 4000
@@ -61,20 +59,7 @@ def main() -> int:
     parser.add_argument("--english", type=int, default=ENGLISH, help="packages asked for in English")
     add_arguments(parser)
     arguments = parser.parse_args()
-    count = 0
-    try:
-        for example in examples(read_items(lists_from(arguments)), arguments.english):
-            print(json.dumps(example, ensure_ascii=False))
-            count += 1
-        sys.stdout.flush()
-    except NoIndex as error:
-        say(f"packages: {error}")
-        return NO_INDEX
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    say(f"packages: {count:,} examples")
-    return 0
+    return print_lines(lambda: examples(read_items(lists_from(arguments)), arguments.english), "examples")
 
 
 if __name__ == "__main__":

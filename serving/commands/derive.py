@@ -12,6 +12,7 @@ import yaml
 from registry.config import RegistryConfig
 from registry.derive import changed_spec, derive
 from registry.mlflow_store import MlflowStore
+from registry.schema import version_or_alias
 from serving.commands import HomeOption, JsonOption, console, home_of
 from serving.errors import BadRequest
 from serving.schema import parse_app_spec
@@ -41,7 +42,7 @@ def derive_command(
     """Publish a release with the components of another one and some settings changed."""
     environment = {**os.environ, "PALATE_HOME": str(home_of(home).root)}
     store = MlflowStore(RegistryConfig.from_env(environment).mlflow_uri)
-    origin = store.get(app, int(base) if base.isdecimal() else base)
+    origin = store.get(app, version_or_alias(base))
     spec = changed_spec(origin.release.spec, _settings(changes or []))
     if drill:
         spec = with_drill(spec, _numbers(drill))
