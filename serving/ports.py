@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.schema import FeedbackEvent, Item, Query, Trace, Understood
+from serving.schema import FeedbackEvent, Item, Query, Trace, Turn, Understood
 
 Vectors = NDArray[np.float32]
 """(n, dimension), rows of unit length."""
@@ -95,6 +97,85 @@ class Ranker(Protocol):
     def score(self, batch: Sequence[ToRank]) -> list[NDArray[np.float32]]:
         """Per request the probability, 0..1, that it chooses each of its items, in their order. Users, items and values
         that training never saw are scored by what else is known."""
+
+
+class Message(NamedTuple):
+    """One message to a language model: of the role "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageRequest:
+    """What a language model is asked: `messages`, or a bare `prompt` that no chat template touches. `adapter` is the
+    served name `name@hash` of a loaded adapter, "" for the base. `schema` is a JSON schema that the text has to
+    satisfy. `temperature` 0 is greedy."""
+
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+    adapter: str = ""
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    schema: Mapping[str, Any] | None = None
+
+
+class Usage(NamedTuple):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Piece(NamedTuple):
+    """A part of an answer as it comes. The last one says why it ended ("stop" or "length") and what it took."""
+
+    text: str
+    finish_reason: str = ""
+    usage: Usage | None = None
+
+
+class LanguageModel(Protocol):
+    """An engine, here or far. Async: one engine works on many requests at once."""
+
+    model: str
+    """Its base, as app.yaml names it."""
+
+    def stream(self, request: LanguageRequest, deadline: float) -> AsyncIterator[Piece]:
+        """`deadline` in seconds of `time.monotonic`. Closing the iterator, or cancelling the task that reads it, ends
+        the work in the engine. Raises BadRequest (prompt too long, a schema it cannot hold), Overloaded (no room, with
+        when to come again), DeadlineExceeded, ReplicaLost (the engine died: nobody knows how far it came),
+        StoreUnavailable (it is not up yet), PhaseFailed."""
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Serve a PEFT folder as `name` (`name@hash`); again does nothing. Raises PhaseFailed where it does not fit the
+        base, Overloaded where no slot is free."""
+
+    async def unload_adapter(self, name: str) -> None:
+        """What nobody knows is gone already."""
+
+    async def adapters(self) -> Sequence[str]: ...
+
+    async def ready(self) -> None:
+        """Returns when it has answered. Raises StoreUnavailable while it is not up."""
+
+
+class SessionStore(Protocol):
+    """What sessions remember, in SQL. `user` are pseudonyms, "" for nobody."""
+
+    def turns(self, app: str, session: str, limit: int, after_s: float) -> list[Turn]:
+        """The newest `limit` turns made after `after_s`, Unix seconds, oldest first."""
+
+    def append(self, app: str, session: str, user: str, turn: Turn) -> None: ...
+
+    def purge(self, app: str, before_s: float) -> int:
+        """Forget the sessions whose last turn was before `before_s`; returns how many turns there were."""
+
+    def forget(self, app: str, is_gone: Callable[[str], bool]) -> int:
+        """Remove what people said: `is_gone` is asked about users and session ids. Returns the turns removed."""
 
 
 class ItemStore(Protocol):

@@ -13,14 +13,14 @@ from serving.schema.app_spec import (
     PlacementSpec,
     RetrieveSpec,
     SourceSpec,
-    UnderstandSpec,
     UnitPlacement,
     find_app,
     load_app_spec,
     parse_app_spec,
 )
-from serving.schema.domain import Candidate, Filters, Item, Query, Result, Understood
+from serving.schema.domain import Candidate, Filters, Item, Query, Result, Turn, Understood
 from serving.schema.feedback import FeedbackEvent, Trace
+from serving.schema.phase_specs import GenerateSpec, LanguageModelSpec, MemorySpec, RankSpec, UnderstandSpec
 from serving.schema.record_spec import ContextSpec, MetricSpec, RecordSpec
 from serving.schema.train_spec import DataSpec, GateSpec, ScalingSpec, TrainSpec, TriggerSpec
 
@@ -36,11 +36,15 @@ __all__ = [
     "Filters",
     "FusionSpec",
     "GateSpec",
+    "GenerateSpec",
     "Item",
     "ItemsSpec",
+    "LanguageModelSpec",
+    "MemorySpec",
     "MetricSpec",
     "PlacementSpec",
     "Query",
+    "RankSpec",
     "RecordSpec",
     "Result",
     "RetrieveSpec",
@@ -49,6 +53,7 @@ __all__ = [
     "Trace",
     "TrainSpec",
     "TriggerSpec",
+    "Turn",
     "UnderstandSpec",
     "Understood",
     "UnitPlacement",

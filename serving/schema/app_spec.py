@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from registry.plan import RolloutPlan
 from serving.errors import BadRequest
+from serving.schema.phase_specs import GenerateSpec, LanguageModelSpec, RankSpec, UnderstandSpec
 from serving.schema.record_spec import RecordSpec
 from serving.schema.spec import Spec
 from serving.schema.train_spec import TrainSpec
@@ -25,11 +26,6 @@ class ItemsSpec(Spec):
     source: str | None = Field(None, description="File (.jsonl) or script (.py, with arguments) with the first items.")
     text: tuple[str, ...] = Field(min_length=1, description="Fields that are searched, most telling first.")
     attributes: dict[str, AttributeKind] = Field(default_factory=dict, description="Attributes queries may filter on.")
-
-
-class UnderstandSpec(Spec):
-    engine: Literal["plain", "order_lines"] = "plain"
-    max_lines: int = Field(50, ge=1, le=200)
 
 
 class SourceSpec(Spec):
@@ -191,8 +187,11 @@ class AppSpec(Spec):
     description: str = ""
     items: ItemsSpec
     record: RecordSpec | None = Field(None, description="What queries and items carry beside their text.")
+    language_model: LanguageModelSpec | None = Field(None, description="What `understand` and `generate` run on.")
     understand: UnderstandSpec = UnderstandSpec()
     retrieve: RetrieveSpec
+    rank: RankSpec | None = None
+    generate: GenerateSpec | None = None
     feedback: FeedbackSpec = FeedbackSpec()
     placement: PlacementSpec = PlacementSpec()
     rollout: RolloutPlan = RolloutPlan()
@@ -218,6 +217,13 @@ class AppSpec(Spec):
                     f"train.{name}.gates names {unknown}, but the sets of `evaluation` are {sorted(self.evaluation)} "
                     "(and `feedback`)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_have_a_model(self) -> AppSpec:
+        asking = ["understand"] * (self.understand.engine == "llm") + ["generate"] * (self.generate is not None)
+        if asking and self.language_model is None:
+            raise ValueError(f"{' and '.join(asking)} ask a language model: say which in `language_model`")
         return self
 
     @model_validator(mode="after")

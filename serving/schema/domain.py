@@ -23,11 +23,24 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One earlier query of a session and what was answered: `text` in words ("" where nothing was generated), `items`
+    the ids shown, best first, `understood` what the understand phase made of the query (intent, entities, filters)."""
+
+    query: str
+    text: str
+    items: tuple[str, ...] = ()
+    understood: Mapping[str, Any] = field(default_factory=dict)
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """One text to search for, after validation. `top_k` results are wanted of the items that pass `filters`.
 
     `record` is the structured part, for embedders that read one. `like` are ids of items that the results should
-    resemble; they are not among the results themselves. With either, the text may be empty.
+    resemble; they are not among the results themselves. With either, the text may be empty. `history` are the turns of
+    its session that are remembered, oldest first.
     """
 
     text: str
@@ -37,6 +50,7 @@ class Query:
     session: str | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     like: tuple[str, ...] = ()
+    history: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +58,9 @@ class Understood:
     """What the understand phase makes of one query text: one entry per line of an order, else exactly one.
 
     `query.text` is the cleaned text to retrieve with; `raw` is the line as it was written. `quantity` is the number as
-    written, in `unit` ("bottle", "box", or None where the line names none).
+    written, in `unit` ("bottle", "box", or None where the line names none). `intent` is one of the app's own ("" where
+    the engine names none), `entities` what it found in the text, `confidence` 0..1; its filters stand in
+    `query.filters`, beside those that the request gave, which always hold.
     """
 
     query: Query
@@ -52,6 +68,9 @@ class Understood:
     quantity: int | None = None
     vintage: int | None = None
     unit: str | None = None
+    intent: str = ""
+    entities: Mapping[str, Any] = field(default_factory=dict)
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
