@@ -23,7 +23,7 @@ from training.job.loop import PlainLoop
 from training.ports import Task
 from training.taste2vec.component import export_taste, load_encoder
 from training.taste2vec.encoder import TasteEncoder, encode, tensors
-from training.taste2vec.learn import Learner
+from training.taste2vec.learn import Learner, neighbourhoods
 from training.taste2vec.material import Material
 from training.taste2vec.objective import drop_parts, push
 from training.taste2vec.options import Taste2VecOptions
@@ -88,6 +88,32 @@ def test_what_was_turned_down_is_pushed_only_down_to_the_margin() -> None:
     weight = torch.ones(1)
     assert float(push(a, b, weight, 0.2)) == 0
     assert float(push(a, a, weight, 0.2)) == pytest.approx(0.8)
+
+
+def test_neighbourhoods_are_of_what_was_measured_of_both() -> None:
+    metrics = np.array([[0, 9], [0.1, 0], [3, 0], [0, 0]], np.float32)
+    there = np.array([[1, 0], [1, 1], [1, 1], [0, 0]], np.float32)
+    near = neighbourhoods(metrics, there)
+    assert near[0, 1] > 0.999, "the second metric of row 0 is not there, whatever number stands in its place"
+    assert near[1, 0] > near[1, 2] > 0
+    np.testing.assert_allclose(near.sum(axis=1), [1, 1, 1, 0], atol=1e-6)
+    assert not near.diagonal().any()
+
+
+def test_items_that_measure_alike_are_kept_close() -> None:
+    material = made_up_material()
+    wanted = neighbourhoods(material.items.metrics / 3, material.items.metrics_there)
+
+    def found(alike: float) -> float:
+        """Cosine of items to what measures like them, over their mean cosine to all."""
+        made = learner(material, epochs=8, alike=alike)
+        while made.epoch < made.epochs:
+            made.one_epoch()
+        vectors = encode(made._encoder, material.items)
+        cosines = vectors @ vectors.T
+        return float((wanted * cosines).sum() / wanted.sum() - cosines.mean())
+
+    assert found(alike=2.0) > found(alike=0.0) + 0.02
 
 
 def test_it_learns_and_learns_the_same_again() -> None:

@@ -17,11 +17,14 @@ from torch import Tensor
 from serving.components.taste import TasteInputs
 from training.taste2vec.encoder import TasteEncoder, encode, tensors
 from training.taste2vec.material import Examples, Ints, Material
-from training.taste2vec.objective import drift, drop_parts, pull, push
+from training.taste2vec.objective import drift, drop_parts, pull, push, resemble
 from training.taste2vec.options import Taste2VecOptions
 
 RECALL_AT = 10
 WEIGHT_DECAY = 1e-3
+ALIKE_ITEMS = 256
+ALIKE_DEVIATIONS = 0.35
+"""Per metric: how far two items may be apart and still count as alike."""
 DEVIATION_FLOOR = 1e-3
 """Of a metric's range, so that one that is nearly constant is not blown up."""
 
@@ -127,6 +130,8 @@ class Learner:
         batch = Examples(*(np.concatenate([getattr(fresh, f), getattr(again, f)]) for f in Examples.__slots__))
         generator = torch.Generator().manual_seed(int(draw.integers(2**63)))
         loss = self._loss(batch, generator)
+        if options.alike:
+            loss = loss + options.alike * self._unlike(draw)
         if replayed and options.anchor:
             loss = loss + options.anchor * self._drift(again, draw)
         self._optimiser.zero_grad()
@@ -171,6 +176,15 @@ class Learner:
         share = np.where(count > 0, self._options.same_taste, 0.0)
         return np.asarray((1 - share) * own + share * also / np.maximum(count, 1), np.float32)
 
+    def _unlike(self, draw: np.random.Generator) -> Tensor:
+        """Of items drawn from the whole catalogue: records say what was drunk, measurements say what is alike."""
+        count = len(self._material.items.text)
+        drawn = draw.choice(count, min(count, ALIKE_ITEMS), replace=False)
+        items = self._material.items.rows(drawn)
+        deviation = self._encoder.deviation.cpu().numpy()
+        targets = neighbourhoods(items.metrics / deviation, items.metrics_there)
+        return resemble(self._encoder(*tensors(items, self._device)), self._tensor(targets), self._options.temperature)
+
     def _drift(self, again: Examples, draw: np.random.Generator) -> Tensor:
         """Of old queries, and of as many items drawn from the whole catalogue."""
         count = len(self._material.items.text)
@@ -188,6 +202,17 @@ class Learner:
 
     def _tensor(self, array: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def neighbourhoods(metrics: NDArray[np.float32], there: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, n): which other rows measure alike, as rows that sum to 1, or to 0 for rows that share no metric with any.
+    `metrics` (n, m) in standard deviations; the distance of two rows is over the metrics that both have."""
+    both = there @ there.T
+    squares = ((metrics[:, None] - metrics[None]) ** 2 * there[:, None] * there[None]).sum(axis=2)
+    near = np.where(both > 0, np.exp(-squares / np.maximum(both, 1) / (2 * ALIKE_DEVIATIONS**2)), 0.0)
+    np.fill_diagonal(near, 0.0)
+    total = near.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(near, total, out=np.zeros_like(near), where=total > 0), np.float32)
 
 
 def _weights(encoder: TasteEncoder) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ class Taste2VecOptions(Spec):
     push: float = Field(0.5, ge=0, description="Weight of what was turned down.")
     margin: float = Field(0.2, ge=-1, lt=1, description="Cosine below which a pair that was turned down is let be.")
     same_taste: float = Field(0.1, ge=0, lt=1, description="Share of the pull that goes to what else the user likes.")
+    alike: float = Field(1.0, ge=0, description="How strongly items that measure alike are kept close.")
     part_dropout: float = Field(0.15, ge=0, lt=1, description="How often a part of a record is left out.")
 
     update_epochs: int = Field(10, ge=1, le=1000)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterable, Iterator
 from heapq import nsmallest
 from pathlib import Path
 
 import orjson
 
+from registry.files import replacing
 from training.dataset.example import Example, read_examples, write_examples
 
 
@@ -50,20 +50,8 @@ class ReplayBuffer:
 
     def _replace(self, kept: tuple[Example, ...]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        # One name: what a killed run left is written over. One run at a time holds the folder.
-        temporary = self._file.with_name(f".{self._file.name}.partial")
-        try:
-            write_examples(temporary, kept)
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(self._file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(self._file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too
-        finally:
-            os.close(folder)
+        with replacing(self._file, durable=True) as aside:
+            write_examples(aside, kept)
         self._examples = kept
 
     @staticmethod
