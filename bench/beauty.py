@@ -29,11 +29,11 @@ from rich.console import Console
 
 from serving.components.lexical import build_lexical
 from serving.components.text import item_text
-from serving.local.seed import read_items
 from serving.ports import Vectors
 from serving.retrieve.lexical import LexicalSource
 from serving.retrieve.make_embedder import make_embedder
 from serving.schema import AppSpec, Item, Query, find_app, load_app_spec
+from serving.store.seed import read_items
 from training.bootstrap import generator, mean_interval
 from training.cases import Case, load_cases
 from training.evaluate import RECALL_AT, Ask, RankedAnswer, Report, evaluate

@@ -4,6 +4,8 @@ RegistryError
   ReleaseNotFound      name a version or alias that exists
   ReleaseRefused       publish a sound release: fingerprints or contents do not match
   RegistryUnavailable  wait, then try again
+  ClusterConflict      somebody else wrote the Kubernetes object: read it again
+  ClusterRefused       change what the API server says is wrong, or grant what it says is missing
   LeaseLost            another controller took over: stop writing
   DeliveryRefused      send MLflow's own webhook, signed with this home's secret
   BadInput             change the field it names
@@ -26,6 +28,14 @@ class ReleaseRefused(RegistryError):
 
 
 class RegistryUnavailable(RegistryError):
+    pass
+
+
+class ClusterConflict(RegistryError):
+    pass
+
+
+class ClusterRefused(RegistryError):
     pass
 
 

@@ -7,11 +7,16 @@ by its guards. No framework here but pydantic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from registry.errors import ReleaseRefused
+
+MeasureName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,60}$")]
+
+
+Off = BeforeValidator(lambda value: {} if value is None else value)
 
 
 class Plan(BaseModel):
@@ -67,6 +72,24 @@ class Guards(Plan):
     abstained: RateGuard | None = RateGuard(margin=0.02, pass_margin=0.1)
     empty: RateGuard | None = RateGuard(margin=0.02, pass_margin=0.1)
     reward: RewardGuard | None = RewardGuard(margin=0.02, pass_margin=0.3)
+    shares: Annotated[dict[MeasureName, RateGuard], Off] = Field(
+        default_factory=dict,
+        description="Measures from 0 to 1 whose mean must not rise: failed_grounded, failed_schema, failed_length, "
+        "failed_refusal (failed_<check>), fallback, repaired.",
+    )
+    medians: Annotated[dict[MeasureName, LatencyGuard], Off] = Field(
+        default_factory=dict,
+        description="Measures in milliseconds whose median must not rise: ms_per_token, first_token_ms.",
+    )
+
+    @model_validator(mode="after")
+    def _names_are_apart(self) -> Guards:
+        own = set(type(self).model_fields)
+        if twice := sorted(name for name in (*self.shares, *self.medians) if name in own) or sorted(
+            set(self.shares) & set(self.medians)
+        ):
+            raise ValueError(f"guards {twice} have a name that another guard has")
+        return self
 
 
 class StepPlan(Plan):

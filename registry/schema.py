@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["catalogue", "rules", "lexical", "embedder", "index", "ranker", "adapter"]
+Role = Literal["catalogue", "rules", "lexical", "embedder", "index", "ranker", "adapter",
+               "lexicon", "funnel", "cross_encoder", "prompt"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class Analysing(Protocol):
 
     def keep_waiting(self, newest: int) -> None: ...
 
+    def add_measures(self, arm: TrialArm, measures: Mapping[str, Sequence[float | None]]) -> None: ...
+
     def add_rewards(self, arm: TrialArm, values: Sequence[float]) -> None: ...
 
     def verdict(self) -> Verdict: ...
@@ -178,6 +180,8 @@ class _Tally:
             self._shadow = [total + more for total, more in zip(self._shadow, seen, strict=True)]
             return
         self._analysis.add(arm, block.latencies_ms, block.outcomes)
+        if block.measures:
+            self._analysis.add_measures(arm, block.measures)
         # Routers write both arms at once: more than a block's length waits only because one arm had more requests.
         self._analysis.keep_waiting(max(MOST_AHEAD, len(block.outcomes)))
         self._verdict = None

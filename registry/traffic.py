@@ -6,7 +6,7 @@ through what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,6 +62,7 @@ class Block:
     `latencies_ms` from dispatch to answer (to giving up, for failures). `tokens` holds TOKEN_CHARS characters per
     request: the last hex digits of the trace id's first part, by which feedback is joined. `agreed` is for shadow
     traffic: "1" where the mirrored answer had the same first result as the one given, "0" where not, "" otherwise.
+    `measures` are further numbers by name, None for a request that has none of that name: what was generated, say.
     """
 
     at_s: float
@@ -69,6 +70,13 @@ class Block:
     outcomes: str
     tokens: str = ""
     agreed: str = ""
+    measures: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+
+
+def columns(measures: Sequence[Mapping[str, float]]) -> dict[str, tuple[float | None, ...]]:
+    """`Block.measures` of requests that have these each."""
+    names = dict.fromkeys(name for one in measures for name in one)
+    return {name: tuple(one.get(name) for one in measures) for name in names}
 
 
 EvidenceArm = Literal["canary", "control", "shadow"]

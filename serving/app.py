@@ -18,7 +18,7 @@ from registry.traffic import Traffic, TrialArm
 from serving.config import ServingConfig
 from serving.far import connect
 from serving.ingress import build_ingress
-from serving.inline import load_inline, tune_interpreter
+from serving.inline import add_generation, load_inline, tune_interpreter
 from serving.logs import configure_logs
 from serving.router import LoadedRelease
 from serving.schema import AppSpec
@@ -37,7 +37,7 @@ SPLIT_LIMIT_S = 60.0
 @serve.deployment
 @serve.ingress()
 class Ingress:
-    """The router's replica: HTTP, and the phases of every inline release."""
+    """The router's replica: HTTP, the phases of every inline release, and the phase generate of all."""
 
     def __init__(self, config: ServingConfig) -> None:
         configure_logs(config.log)
@@ -46,13 +46,22 @@ class Ingress:
         self._stores = open_stores(config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_ingress(build_services(self._config, self._stores, self._load, connect_arm))
+        return build_ingress(build_services(self._config, self._stores, self._load, self._connect_arm))
 
     async def _load(self, version: ReleaseVersion) -> LoadedRelease:
         spec = AppSpec.model_validate(version.release.spec)
         if spec.placement.default == "split":
-            return await connect_split(spec, version)
+            return await self._generating(await connect_split(spec, version), version)
         return await asyncio.to_thread(load_inline, spec, version, self._stores, self._config)
+
+    async def _connect_arm(self, version: ReleaseVersion, traffic: Traffic, arm: TrialArm) -> LoadedRelease:
+        return await self._generating(await connect_arm(version, traffic, arm), version)
+
+    async def _generating(self, loaded: LoadedRelease, version: ReleaseVersion) -> LoadedRelease:
+        """A release that runs elsewhere, but for what is generated."""
+        if loaded.spec.language_model is None:
+            return loaded
+        return await asyncio.to_thread(add_generation, loaded, version, self._stores, self._config)
 
 
 def ingress_application(config: ServingConfig, replicas: int = 1) -> Application:

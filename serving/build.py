@@ -9,26 +9,35 @@ from pathlib import Path
 
 from registry.errors import ReleaseRefused
 from registry.ports import ReleaseStore
-from registry.schema import ReleaseVersion
+from registry.schema import ComponentRef, ReleaseVersion
 from serving import metrics
 from serving.components.catalogue import Catalogue
 from serving.components.index import IndexInfo
 from serving.components.rules import load_rules
 from serving.compute import compute
 from serving.config import ServingConfig
+from serving.generate.connect import connect_language_model
+from serving.generate.generator import Generator
+from serving.generate.grounded import GroundedOptions, Names
+from serving.generate.prompt import Prompt
 from serving.items import ExpansionFollower, ExpansionStore, Followers, ItemFollower
-from serving.pipeline import Pipeline
-from serving.ports import DocumentEmbedder, ItemStore, Source, Understander, Vectors
+from serving.pipeline import Pipeline, Ranking, Understand
+from serving.ports import DocumentEmbedder, ItemStore, LanguageModel, Source, Vectors
+from serving.rank.phase import COMPONENT as RANK
+from serving.rank.phase import make_rank
 from serving.retrieve.ann import load_vector_source
 from serving.retrieve.drill import DrillSource
 from serving.retrieve.embedding_cache import CachedEmbedder
+from serving.retrieve.funnels import make_funnel
 from serving.retrieve.lexical import LexicalSource
 from serving.retrieve.make_embedder import make_embedder
 from serving.retrieve.retrieval import DenseSource, Retrieval
 from serving.retrieve.rules import RulesSource
-from serving.schema import AppSpec, Query, SourceSpec, Understood
-from serving.understand.order_lines import OrderLines
-from serving.understand.plain import Plain
+from serving.schema import AppSpec, SourceSpec
+from serving.schema.app_spec import FUNNELS
+from serving.schema.pseudonym import pseudonym
+from serving.understand.make import COMPONENT as UNDERSTAND
+from serving.understand.make import make_understand
 
 Folders = Mapping[str, Path]
 """Component name -> the folder of its verified files."""
@@ -53,10 +62,9 @@ def fetch_components(version: ReleaseVersion, store: ReleaseStore, cache: Path, 
     return {component.name: store.fetch(component, cache) for component in wanted}
 
 
-def build_understander(spec: AppSpec) -> Understander:
-    if spec.understand.engine == "order_lines":
-        return OrderLines(spec.understand.max_lines)
-    return Plain()
+def build_understand(spec: AppSpec, folders: Folders, model: LanguageModel | None = None) -> Understand:
+    """The phase understand. Without `model` what would ask one goes by its rules. Raises ReleaseRefused."""
+    return make_understand(spec, folders.get(UNDERSTAND), model)
 
 
 def document_embedder(folder: Path, source: SourceSpec, config: ServingConfig) -> DocumentEmbedder:
@@ -88,9 +96,14 @@ def near(app: str, embedder: CachedEmbedder) -> Embedding:
 
 
 def build_retrieval(
-    spec: AppSpec, folders: Folders, embeddings: Mapping[str, Embedding], catalogue: Catalogue | None = None
+    spec: AppSpec,
+    folders: Folders,
+    embeddings: Mapping[str, Embedding],
+    catalogue: Catalogue | None = None,
+    people_secret: bytes = b"",
 ) -> Retrieval:
-    """Raises ReleaseRefused when an index was built by another embedder than the one at hand."""
+    """`people_secret`: see `build_ranking`. Raises ReleaseRefused when an index was built by another embedder than the
+    one at hand."""
     catalogue = catalogue or Catalogue.load(folders["catalogue"])
     sources: dict[str, Source | DenseSource] = {}
     for name, source in spec.retrieve.sources.items():
@@ -102,6 +115,8 @@ def build_retrieval(
             sources[name] = _dense(name, spec, source, folder, embeddings[source.embedder])
         elif source.engine == "lexical":
             sources[name] = LexicalSource.load(folder)
+        elif source.engine in FUNNELS:
+            sources[name] = make_funnel(source.engine, folder, catalogue, namer(people_secret))
         else:
             items = [catalogue.item(row) for row in range(catalogue.snapshot_rows)]
             rules = load_rules(folder)
@@ -137,10 +152,56 @@ def build_followers(
     return Followers(spec.name, followers, interval_s)
 
 
-def build_pipeline(understander: Understander, retrieval: Retrieval) -> Pipeline:
-    """Both phases in this process."""
+def build_ranking(
+    spec: AppSpec, folders: Folders, catalogue: Catalogue, people_secret: bytes = b"", threads: int = 1
+) -> Ranking | None:
+    """The phase rank over the live catalogue, None where the app has none or nothing was trained yet.
+    `people_secret` turns users into the pseudonyms that training knows; b"": they are pseudonyms already."""
 
-    async def understand(queries: Sequence[Query]) -> list[list[Understood]]:
-        return understander.understand(queries)  # string work of microseconds: a thread would cost more
+    return make_rank(spec, folders.get(RANK), catalogue, namer(people_secret), threads)
 
-    return Pipeline(understand, retrieval)
+
+def namer(people_secret: bytes) -> Callable[[str], str]:
+    def name_of(user: str) -> str:
+        return pseudonym(people_secret, user) if people_secret else user
+
+    return name_of
+
+
+def build_pipeline(understand: Understand, retrieval: Retrieval, ranking: Ranking | None = None) -> Pipeline:
+    """All phases but generate, in this process."""
+    return Pipeline(understand, retrieval, ranking)
+
+
+GENERATE = "generate"
+"""Name of the component with the prompt."""
+
+
+def connect_model(spec: AppSpec) -> LanguageModel | None:
+    """The app's language model, up or not; None where it has none. Raises BadRequest where its key is missing."""
+    return None if spec.language_model is None else connect_language_model(spec.language_model)
+
+
+def build_generator(version: ReleaseVersion, spec: AppSpec, folders: Folders, model: LanguageModel) -> Generator | None:
+    """The phase generate of a release; None for an app without. Its adapter is loaded by whoever deploys it."""
+    if spec.generate is None:
+        return None
+    if GENERATE not in folders:
+        raise ReleaseRefused(f"the release has no component `generate`: build it again with `palate index {spec.name}`")
+    prompt = Prompt.load(folders[GENERATE])
+    adapter = next((part for part in version.release.components if part.role == "adapter"), None)
+    names = _names(prompt, folders["catalogue"]) if "grounded" in spec.generate.checks else Names()
+    return Generator(spec.generate, prompt, model, adapter_name(spec.name, adapter) if adapter else "", names)
+
+
+def adapter_name(app: str, adapter: ComponentRef) -> str:
+    return f"{app}@{adapter.digest[:12]}"
+
+
+def _names(prompt: Prompt, folder: Path) -> Names:
+    """Those of the catalogue as the release knows it."""
+    options = (prompt.form(form).checks.get("grounded", {}) for form in ("", *prompt.forms))
+    fields = {name for one in options for name in GroundedOptions.model_validate(one).names}
+    catalogue = Catalogue.load(folder)
+    items = (catalogue.item(row).fields for row in range(catalogue.snapshot_rows))
+    return Names(str(item[name]) for item in items for name in fields if isinstance(item.get(name), str))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from registry.errors import RegistryError
-from serving.commands import controller, data, derive, keys, lifecycle, rollout
+from serving.commands import chat, controller, data, derive, doctor, keys, kserve_server, lifecycle, migrate, rollout
 from serving.errors import PalateError
 from serving.local.home import SetupError
 
@@ -22,7 +22,7 @@ State lives in PALATE_HOME (default ~/.palate); the key it makes there is used b
 """
 
 commands = typer.Typer()
-for module in (lifecycle, data, keys, derive, controller, rollout):
+for module in (lifecycle, data, chat, keys, derive, controller, rollout, migrate, doctor, kserve_server):
     module.register(commands)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -42,16 +43,8 @@ class PalateClient:
 
     @classmethod
     def of_home(cls, home: Home) -> PalateClient:
-        """PALATE_URL and PALATE_API_KEY win over what the home says. Raises StoreUnavailable when nothing runs."""
-        url = os.environ.get("PALATE_URL")
-        if url is None:
-            running = home.running()
-            if running is None:
-                raise StoreUnavailable(
-                    f"nothing runs in {home.root}: start it with `palate up`, or set PALATE_URL and PALATE_API_KEY"
-                )
-            url = running.url
-        return cls(url, os.environ.get("PALATE_API_KEY") or _read_key(home.api_key_file))
+        """As `endpoint_of`, with its errors."""
+        return cls(*endpoint_of(home))
 
     @property
     def url(self) -> str:
@@ -62,6 +55,26 @@ class PalateClient:
 
     def query(self, app: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._send("POST", f"/v1/apps/{app}/query", body)
+
+    def stream_query(self, app: str, body: Mapping[str, Any]) -> Generator[tuple[str, dict[str, Any]], None, None]:
+        """(name, data) of each event of a generated answer; see the query route. Closing it ends the answer."""
+        path = f"/v1/apps/{app}/query"
+        try:
+            with self._http.stream("POST", path, json={**body, "stream": True}) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise _error(answer)
+                name = ""
+                for line in answer.iter_lines():
+                    if line.startswith("event: "):
+                        name = line.removeprefix("event: ")
+                    elif line.startswith("data: "):
+                        data = json.loads(line.removeprefix("data: "))
+                        if name == "error":
+                            raise _told(int(data["status"]), str(data["detail"]), data.get("field"))
+                        yield name, data
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise StoreUnavailable(f"{self._http.base_url} does not answer: {error}") from None
 
     def feedback(self, app: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._send("POST", f"/v1/apps/{app}/feedback", body)
@@ -123,6 +136,20 @@ class PalateClient:
         return answer
 
 
+def endpoint_of(home: Home) -> tuple[str, str]:
+    """(address, key): PALATE_URL and PALATE_API_KEY win over what the home says. Raises StoreUnavailable when nothing
+    runs."""
+    url = os.environ.get("PALATE_URL")
+    if url is None:
+        running = home.running()
+        if running is None:
+            raise StoreUnavailable(
+                f"nothing runs in {home.root}: start it with `palate up`, or set PALATE_URL and PALATE_API_KEY"
+            )
+        url = running.url
+    return url, os.environ.get("PALATE_API_KEY") or _read_key(home.api_key_file)
+
+
 def _read_key(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
@@ -136,9 +163,13 @@ def _error(answer: httpx.Response) -> PalateError:
         detail, field = str(body["detail"]), body.get("field")
     except (ValueError, KeyError):
         detail, field = f"{answer.status_code}: {answer.text[:200]}", None
-    kind = {status: kind for kind, status in STATUS.items()}.get(answer.status_code, BadRequest)
+    return _told(answer.status_code, detail, field, _retry_after_s(answer))
+
+
+def _told(status: int, detail: str, field: str | None, retry_after_s: float = 1.0) -> PalateError:
+    kind = {status: kind for kind, status in STATUS.items()}.get(status, BadRequest)
     if kind is Overloaded:
-        return Overloaded(detail, retry_after_s=_retry_after_s(answer))
+        return Overloaded(detail, retry_after_s=retry_after_s)
     if kind is PhaseFailed:
         return PhaseFailed(detail, phase="?")
     return kind(detail, field=field)

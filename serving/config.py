@@ -21,6 +21,8 @@ class Limits(BaseModel):
     max_queries: int = Field(64, ge=1, description="Most texts in one query request.")
     max_query_chars: int = Field(20_000, ge=1, description="Longest query text.")
     max_top_k: int = Field(100, ge=1, description="Most results per query.")
+    max_messages: int = Field(200, ge=1, description="Most messages of a chat request.")
+    max_tokens: int = Field(4096, ge=1, description="Longest answer that a bare language model is asked for.")
     max_items: int = Field(1000, ge=1, description="Most items in one upsert or delete.")
     max_batch: int = Field(16, ge=1, description="Most queries that go through the pipeline together.")
     max_queue: int = Field(1024, ge=1, description="Queries waiting per app; one more is refused with 429.")
@@ -35,7 +37,12 @@ class ServingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     home: Path = Field(Path.home() / ".palate", description="All local state.")
-    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in home.")
+    secrets: Path | None = Field(
+        None,
+        description="A folder with mounted secrets, read instead of those made in home; in a cluster, where home "
+        "is a pod's own.",
+    )
+    database_url: str = Field("", repr=False, description="SQLAlchemy URL; default: SQLite in home.")
     mlflow_uri: str = Field("", description="MLflow tracking server.")
     apps: tuple[str, ...] = Field((), description="Apps to serve: names of MLflow registered models.")
     embedding_cache: int = Field(20_000, ge=0, description="Query vectors kept per release; 0: no cache.")
@@ -45,11 +52,20 @@ class ServingConfig(BaseModel):
     )
     traffic_poll_s: float = Field(0.2, gt=0, description="How often a router asks what its traffic shall be.")
     trace_retention_days: float = Field(90.0, ge=0, description="Days that traces are kept; 0: for good.")
+    ready_within_s: float = Field(
+        0.0,
+        ge=0,
+        description="How long a starting endpoint waits for the stable releases there are before it takes "
+        "requests for those that serve; 0: not at all.",
+    )
     follow_s: float = Field(0.5, gt=0, description="How often the catalogue is asked for changes.")
     arm_memory_mb: int = Field(
         2048, ge=0, description="MiB of memory that an inline arm of a rollout may gain once it is ready; 0: no limit."
     )
     poll_s: float = Field(2.0, gt=0, description="How often the controller asks MLflow where the aliases stand.")
+    controller_port: int = Field(
+        0, ge=0, le=65535, description="Where the controller answers /healthz, /readyz and /metrics; 0: nowhere."
+    )
     webhook_url: str = Field("", description="Where MLflow shall send webhooks: the endpoint's; empty: polling only.")
     webhook_secret: str = Field("", repr=False, description="What MLflow signs webhooks with; default: one in home.")
     log: str = Field("stderr", description="Where JSON logs go: `stderr` or a file.")

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -23,11 +24,13 @@ from registry.scoreboard import Scoreboard
 from registry.webhook import ensure_webhook, keep_webhook
 from serving.config import ServingConfig
 from serving.errors import BadRequest
-from serving.keys import ensure_webhook_secret
+from serving.health import Watched, serve_health
 from serving.logs import configure_logs, get_log
 from serving.periodic import Periodic
 from serving.rewards import SqlRewards
-from serving.store import SqlFeedbackStore
+from serving.schema import AppSpec, MemorySpec
+from serving.secret_files import ensure_webhook_secret
+from serving.store import SqlFeedbackStore, SqlSessionStore
 
 PURGE_EVERY_S = 3600.0
 
@@ -46,12 +49,16 @@ def run_controller(config: ServingConfig) -> None:
         signal.signal(name, lambda *_: stop.set())
     made = build_controller(config, database, mlflow_uri)
     if config.webhook_url:
-        secret = config.webhook_secret or ensure_webhook_secret(config.home)
+        secret = config.webhook_secret or ensure_webhook_secret(config.home, config.secrets)
         keep_webhook(lambda: ensure_webhook(mlflow_uri, config.webhook_url, secret), stop)
     get_log(__name__).info("controller.started", holder=made.holder, apps=config.apps, mlflow=mlflow_uri)
-    retention = Periodic("trace-retention", PURGE_EVERY_S, lambda: purge_traces(config, database, made))
-    run(made, stop, wall=time.time)
+    retention = Periodic("trace-retention", PURGE_EVERY_S, lambda: purge(config, database, made))
+    watched = Watched(made)
+    health = serve_health(watched, config.controller_port) if config.controller_port else None
+    run(watched, stop, wall=time.time)
     retention.close()
+    if health is not None:
+        health.shutdown()
     get_log(__name__).info("controller.stopped", holder=made.holder)
     database.close()
 
@@ -61,6 +68,25 @@ def purge_traces(config: ServingConfig, database: Database, controller: Controll
     if config.trace_retention_days and controller.holds_lease():
         gone = SqlFeedbackStore(database).purge(time.time() - config.trace_retention_days * 86_400)
         get_log(__name__).info("traces.purged", count=gone)
+
+
+def purge(config: ServingConfig, database: Database, controller: Controller) -> None:
+    purge_traces(config, database, controller)
+    purge_sessions(config, database, controller)
+
+
+def purge_sessions(config: ServingConfig, database: Database, controller: Controller) -> None:
+    """Forget the sessions that were silent for longer than the release that serves remembers them: until then nobody
+    sees them either. The controller that holds the lease does."""
+    if not controller.holds_lease():
+        return
+    sessions, journal, board = SqlSessionStore(database), SqlJournal(database), SqlBoard(database)
+    for app in set(sessions.apps()) & set(config.apps):
+        spec = spec_of(app, journal, board)
+        if spec is not None:
+            memory = AppSpec.model_validate(spec).understand.memory or MemorySpec()
+            gone = sessions.purge(app, time.time() - memory.expire_s)
+            get_log(__name__).info("sessions.purged", app=app, turns=gone)
 
 
 def build_controller(config: ServingConfig, database: Database, mlflow_uri: str) -> Controller:
@@ -77,12 +103,18 @@ def build_controller(config: ServingConfig, database: Database, mlflow_uri: str)
 
 def weights_of(app: str, journal: Journal, board: TrafficBoard) -> Mapping[str, float]:
     """What each event is worth in the app's rollout: by the release it is compared with, for both arms alike."""
+    spec = spec_of(app, journal, board)
+    return {} if spec is None else reward_weights(spec)
+
+
+def spec_of(app: str, journal: Journal, board: TrafficBoard) -> Mapping[str, Any] | None:
+    """Of the release that serves, beside a canary too; None where there is none."""
     state = journal.states().get(app)
     base = None if state is None else state.stable if state.rollout is None else state.rollout.base
     try:
-        return {} if base is None else reward_weights(board.release(app, base).release.spec)
+        return None if base is None else board.release(app, base).release.spec
     except ReleaseNotFound:
-        return {}
+        return None
 
 
 def _check_schema(database: Database) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import NamedTuple
 
 from registry.errors import RegistryUnavailable
 from registry.ports import EvidenceStore
-from registry.traffic import Block, Evidence, EvidenceArm
+from registry.traffic import Block, Evidence, EvidenceArm, columns
 from serving import metrics
 from serving.logs import get_log
 from serving.periodic import Periodic
@@ -26,9 +26,12 @@ CAPACITY = 200_000
 BLOCKS_PER_WRITE = 200
 
 
+NO_MEASURES: Mapping[str, float] = {}
+
+
 class Entry(NamedTuple):
     """One request of an arm. `outcome` is a letter of `registry.traffic`; `token` its TOKEN_CHARS characters of the
-    trace id; `agreed` "1" or "0" for shadow traffic, else ""."""
+    trace id; `agreed` "1" or "0" for shadow traffic, else ""; `measures`: further numbers of this request, by name."""
 
     app: str
     rollout: int
@@ -37,6 +40,7 @@ class Entry(NamedTuple):
     outcome: str
     token: str
     agreed: str = ""
+    measures: Mapping[str, float] = NO_MEASURES
 
 
 class EvidenceRecorder:
@@ -121,6 +125,7 @@ class EvidenceRecorder:
                 "".join(entry.outcome for entry in entries),
                 "".join(entry.token for entry in entries),
                 "".join(entry.agreed for entry in entries),
+                columns([entry.measures for entry in entries]),
             )
             self._blocks.append(Evidence(app, rollout, self._router, self._seq, arm, block))
             self._in_blocks += len(entries)

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import re
 import threading
+import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from serving.components.onnx_encoder import Progress
-from serving.errors import BadRequest
-from serving.ports import Forgotten, Vectors
-from serving.schema import FeedbackEvent, Item, Trace
+from serving.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    Overloaded,
+    PalateError,
+    PhaseFailed,
+    ReplicaLost,
+    StoreUnavailable,
+)
+from serving.ports import Forgotten, LanguageRequest, Piece, Usage, Vectors
+from serving.schema import FeedbackEvent, Item, Trace, Turn
 from serving.store.codec import (
+    MOST_TURNS,
     ItemRow,
+    check_id,
     check_limit,
     decode_cursor,
     decode_event,
     decode_item,
     decode_trace,
+    decode_turn,
     encode_cursor,
     encode_event,
     encode_item,
     encode_trace,
+    encode_turn,
 )
 
 
@@ -147,6 +163,42 @@ class MemoryFeedbackStore:
         return Forgotten(len(gone), len(theirs))
 
 
+class MemorySessionStore:
+    """Stands in for `SqlSessionStore`: one process, nothing durable."""
+
+    def __init__(self) -> None:
+        self._turns: dict[tuple[str, str], list[tuple[str, Turn]]] = {}
+        self._lock = threading.Lock()
+
+    def turns(self, app: str, session: str, limit: int, after_s: float) -> list[Turn]:
+        kept = [turn for _, turn in self._turns.get((app, session), ()) if turn.at_s > after_s]
+        return kept[-limit:] if limit > 0 else []
+
+    def append(self, app: str, session: str, user: str, turn: Turn) -> None:
+        check_id(session, "session")
+        with self._lock:
+            said = self._turns.get((app, session), [])
+            self._turns[app, session] = [*said, (user, decode_turn(encode_turn(turn)))][-MOST_TURNS:]
+
+    def purge(self, app: str, before_s: float) -> int:
+        return self._drop(lambda key, said: key[0] == app and max(turn.at_s for _, turn in said) < before_s)
+
+    def forget(self, app: str, is_gone: Callable[[str], bool]) -> int:
+        def theirs(key: tuple[str, str], said: Sequence[tuple[str, Turn]]) -> bool:
+            return key[0] == app and (is_gone(key[1]) or any(user and is_gone(user) for user, _ in said))
+
+        return self._drop(theirs)
+
+    def apps(self) -> list[str]:
+        return sorted({app for app, _ in self._turns})
+
+    def _drop(self, is_gone: Callable[[tuple[str, str], Sequence[tuple[str, Turn]]], bool]) -> int:
+        with self._lock:
+            gone = {key: said for key, said in self._turns.items() if is_gone(key, said)}
+            self._turns = {key: said for key, said in self._turns.items() if key not in gone}
+        return sum(map(len, gone.values()))
+
+
 class FakeEmbedder:
     """Stands in for `OnnxEmbedder`: character trigrams hashed into `dimension` buckets (the hashing trick, Weinberger
     et al. 2009, arXiv 0902.2206). Texts that share spelling are near; meaning is beyond it."""
@@ -174,3 +226,102 @@ class FakeEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Its trigrams."""
         return sum(len(text.casefold()) + 1 for text in texts)
+
+
+Scripted = str | PalateError
+"""An answer, or what is raised in its place."""
+
+
+class FakeLanguageModel:
+    """Stands in for `VllmModel`: answers by script (the last one again and again) or by rule, a word a piece. A token
+    is a word. What a schema asks for is up to who writes the answers.
+
+    `piece_s` passes before each piece; `dies_after` so many pieces it raises ReplicaLost, None: never; beyond
+    `max_running` requests it raises Overloaded. `asked` keeps every request, `running` says how many are under way,
+    `cancelled` how many were left before their end.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Scripted] | Callable[[LanguageRequest], Scripted] = ("This answer was made up.",),
+        *,
+        piece_s: float = 0.0,
+        dies_after: int | None = None,
+        max_running: int = 1_000,
+        max_model_len: int = 2_048,
+    ) -> None:
+        self.model = "fake"
+        self.piece_s = piece_s
+        self.dies_after = dies_after
+        self.asked: list[LanguageRequest] = []
+        self.running = 0
+        self.cancelled = 0
+        self._answers = answers
+        self._max_running = max_running
+        self._max_model_len = max_model_len
+        self._max_adapters = 4
+        self._adapters: dict[str, Path] = {}
+
+    async def stream(self, request: LanguageRequest, deadline: float) -> AsyncGenerator[Piece, None]:
+        words, prompt_tokens = self._admit(request)
+        cut = words[: min(request.max_tokens, self._max_model_len - prompt_tokens)]
+        self.running += 1
+        sent = 0
+        try:
+            for sent, word in enumerate(cut, start=1):
+                if sent - 1 == self.dies_after:
+                    raise ReplicaLost(f"the engine of {self.model} ended")
+                await self._pause(deadline)
+                yield Piece(word)
+            reason = "stop" if len(cut) == len(words) else "length"
+            yield Piece("", reason, Usage(prompt_tokens, len(cut)))
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled += sent < len(cut)
+            raise
+        finally:
+            self.running -= 1
+
+    def _admit(self, request: LanguageRequest) -> tuple[list[str], int]:
+        self.asked.append(request)
+        tokens = sum(len(text.split()) for text in (request.prompt, *(m.content for m in request.messages)))
+        if tokens >= self._max_model_len:
+            raise BadRequest(
+                f"the prompt has {tokens} tokens, but the model reads {self._max_model_len} with its answer",
+                field="messages" if request.messages else "prompt",
+            )
+        if request.adapter and request.adapter not in self._adapters:
+            raise StoreUnavailable(f"no adapter {request.adapter!r} was loaded")
+        if self.running >= self._max_running:
+            raise Overloaded(f"{self.running} requests are under way", retry_after_s=1.0)
+        script = self._answers
+        told = script(request) if callable(script) else script[min(len(self.asked), len(script)) - 1]
+        if isinstance(told, PalateError):
+            raise told
+        for stop in request.stop:
+            told = told.partition(stop)[0]
+        return re.findall(r"\s*\S+(?:\s+$)?", told), tokens
+
+    async def _pause(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        await asyncio.sleep(max(0.0, min(self.piece_s, left)))
+        if left <= self.piece_s:
+            raise DeadlineExceeded(f"{self.model} did not end in time")
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        if not (folder / "adapter_config.json").is_file():
+            raise PhaseFailed(f"{folder.name} is no adapter: it has no adapter_config.json", phase="generate")
+        if name not in self._adapters and len(self._adapters) >= self._max_adapters:
+            raise Overloaded(f"{self._max_adapters} adapters are loaded", retry_after_s=60.0)
+        self._adapters.setdefault(name, folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        self._adapters.pop(name, None)
+
+    async def adapters(self) -> Sequence[str]:
+        return sorted(self._adapters)
+
+    async def ready(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return

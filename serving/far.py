@@ -8,7 +8,7 @@ and one that nobody waits for any more is cancelled where it runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -18,12 +18,12 @@ from ray.serve.handle import DeploymentHandle
 
 from serving import build
 from serving.errors import DeadlineExceeded, Overloaded, PalateError, PhaseFailed, ReplicaLost, StoreUnavailable
-from serving.pipeline import Answer, Pipeline
+from serving.pipeline import Answer, Pipeline, Ranking
 from serving.ports import Vectors
 from serving.router import LoadedRelease
-from serving.schema import AppSpec, Query
+from serving.schema import AppSpec, Query, Result, Understood
 
-ARM, UNDERSTAND, EMBED, RETRIEVE = "arm", "understand", "embed", "retrieve"
+ARM, UNDERSTAND, EMBED, RETRIEVE, RANK = "arm", "understand", "embed", "retrieve", "rank"
 """Names of deployments."""
 
 
@@ -100,18 +100,23 @@ async def connect(application: str, spec: AppSpec, limit_s: float, concurrency: 
             return await units[ARM].call("embed", list(texts))  # type: ignore[no-any-return]
         return await units[EMBED](dense[0], list(texts))  # type: ignore[no-any-return]
 
-    pipeline = ArmPipeline(units[ARM]) if ARM in units else _split_pipeline(units[UNDERSTAND], units[RETRIEVE])
+    pipeline = ArmPipeline(units[ARM]) if ARM in units else _split_pipeline(spec, units)
     return LoadedRelease(spec, pipeline, lambda: None, embed if dense else None, concurrency)
 
 
-def _split_pipeline(understand: Far, retrieve: Far) -> Pipeline:
+def _split_pipeline(spec: AppSpec, units: Mapping[str, Far]) -> Pipeline:
     async def understood(queries: Sequence[Query]) -> Any:
-        return await understand(list(queries))
+        return await units[UNDERSTAND](list(queries))
 
     async def found(queries: Sequence[Query]) -> Any:
-        return await retrieve(list(queries))
+        return await units[RETRIEVE](list(queries))
 
-    return Pipeline(understood, found)
+    async def ranked(lines: Sequence[Understood], results: Sequence[Result]) -> Any:
+        return await units[RANK](list(lines), list(results))
+
+    if spec.rank is None or RANK not in units:
+        return Pipeline(understood, found)
+    return Pipeline(understood, found, Ranking(ranked, spec.rank.candidates, spec.rank.top_k))
 
 
 async def far_embeddings(handle: DeploymentHandle, limit_s: float) -> dict[str, build.Embedding]:

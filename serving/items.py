@@ -31,7 +31,7 @@ class ItemFollower:
     """Applies the changes of `app` after `seq`, oldest first."""
 
     def __init__(
-        self, store: ItemStore, app: str, seq: int, apply: Callable[[Sequence[Item], Sequence[str]], None]
+        self, store: ItemStore, app: str, seq: int, apply: Callable[[Sequence[Item], Sequence[str]], object]
     ) -> None:
         self._store = store
         self._app = app

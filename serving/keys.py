@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import threading
 import time
@@ -25,14 +24,13 @@ from sqlalchemy import select, update
 from registry.database import Database
 from registry.database.dialect import insert
 from serving.errors import BadRequest, NotFound, Overloaded, StoreUnavailable, Unauthorized
+from serving.secret_files import read_or_create_secret
 from serving.store.base import SqlStore
 from serving.store.tables import api_keys
 
 SCOPES = frozenset({"query", "feedback", "items", "admin", "pin"})
 """`pin` lets a request name the release that answers it. No scope implies another."""
 LOCAL_KEY_FILE = "api-key"
-TRACE_SECRET_FILE = "trace-secret"
-WEBHOOK_SECRET_FILE = "webhook-secret"
 CACHE_S = 5.0
 STALE_S = 3600.0
 CACHE_SIZE = 10_000
@@ -99,7 +97,7 @@ class ApiKeys(SqlStore):
         for field, value in (("rate_per_s", rate_per_s), ("burst", burst)):
             if value is not None and not value > 0:
                 raise BadRequest(f"{field} is {value}: give a number above 0, or none", field=field)
-        new = _new_key()
+        new = new_key()
         key = ApiKey(
             new.id,
             name,
@@ -171,11 +169,26 @@ class ApiKeys(SqlStore):
         home.mkdir(parents=True, exist_ok=True)
         path = home / LOCAL_KEY_FILE
         with FileLock(home / f".{LOCAL_KEY_FILE}.lock"):
-            plaintext = read_or_create_secret(path, lambda: _new_key().plaintext)
+            plaintext = read_or_create_secret(path, lambda: new_key().plaintext)
             if not self._accept_local(path, plaintext):
                 path.unlink()
-                self._accept_local(path, read_or_create_secret(path, lambda: _new_key().plaintext))
+                self._accept_local(path, read_or_create_secret(path, lambda: new_key().plaintext))
         return path
+
+    def accept_first_key(self, plaintext: str) -> None:
+        """Register a key that an operator made, with every scope, where it is not known yet: one that was revoked
+        stays so. Raises BadRequest for text that is no key, or whose id another key has."""
+        try:
+            key_id, plaintext = _parse(f"Bearer {plaintext}")
+        except Unauthorized:
+            raise BadRequest(
+                f"the secret {LOCAL_KEY_FILE!r} is no API key: it must read pk_<12 hex>_<48 hex>"
+            ) from None
+        self._register(ApiKey(key_id, "first", SCOPES, created_at=self._clock()), plaintext)
+        with self._reading() as connection:
+            row = connection.execute(select(api_keys).where(api_keys.c.id == key_id)).one()
+        if not hmac.compare_digest(row.secret_sha256, _digest(plaintext).hex()):
+            raise BadRequest(f"the secret {LOCAL_KEY_FILE!r}: another key has the id {key_id}; make a new one")
 
     def _accept_local(self, path: Path, plaintext: str) -> bool:
         """Register the key if it is unknown; False if it was revoked."""
@@ -265,65 +278,8 @@ class RateLimiter:
         )
 
 
-def ensure_trace_secret(home: Path) -> bytes:
-    """The 32 bytes that sign this home's trace ids, made on the first start. Replicas on other machines need the same
-    file. Raises BadRequest when the file holds something else."""
-    return ensure_secret(home / TRACE_SECRET_FILE)
-
-
-def ensure_webhook_secret(home: Path) -> str:
-    """The text that signs MLflow's webhooks to this home, made on the first use. The controller gives it to MLflow,
-    the endpoint checks deliveries with it. Raises BadRequest for a file that is empty."""
-    path = home / WEBHOOK_SECRET_FILE
-    text = _secret_text(path)
-    if not text:
-        raise BadRequest(f"{path} holds no webhook secret: delete it, and the next start writes one")
-    return text
-
-
-def ensure_secret(path: Path) -> bytes:
-    """32 random bytes, made on the first use, as hex digits that only the owner can read. Raises BadRequest for a file
-    that holds something else, OSError for one that cannot be used."""
-    try:
-        secret = bytes.fromhex(_secret_text(path))
-    except ValueError:
-        secret = b""
-    if len(secret) != 32:
-        raise BadRequest(f"{path} does not hold 32 bytes in hex digits: delete it, and the next start writes it anew")
-    return secret
-
-
-def _secret_text(path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        return read_or_create_secret(path, lambda: secrets.token_hex(32))
-
-
-def read_or_create_secret(path: Path, new: Callable[[], str]) -> str:
-    """The text in `path`, which is made whole or not at all, with mode 0600. The caller holds a lock."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        pass
-    else:
-        path.chmod(0o600)
-        return text
-    text = new()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(f"{text}\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return text
-
-
-def _new_key() -> NewKey:
+def new_key() -> NewKey:
+    """Random, and known to no database yet."""
     key_id = secrets.token_hex(ID_BYTES)
     return NewKey(key_id, f"pk_{key_id}_{secrets.token_hex(SECRET_BYTES)}")
 

@@ -52,6 +52,24 @@ EVIDENCE_WAITING = Gauge(
     "palate_evidence_waiting", "Requests whose evidence is not stored yet.", multiprocess_mode="livesum"
 )
 EVIDENCE_DROPPED = Counter("palate_evidence_dropped", "Requests whose evidence was lost.")
+ANSWERS = Counter(
+    "palate_generated_answers", "Generated answers, by how they came about.", ["app", "release", "outcome"]
+)
+ANSWER_CHECKS = Counter(
+    "palate_generated_checks", "Checks of the model's last try.", ["app", "release", "check", "passed"]
+)
+ANSWER_TOKENS = Counter("palate_generated_tokens", "Tokens read and written for answers.", ["app", "release", "kind"])
+FIRST_TEXT_SECONDS = Histogram(
+    "palate_first_text_seconds", "From the prompt to the first text sent.", ["app", "release"], buckets=_SECONDS
+)
+ANSWER_SECONDS = Histogram(
+    "palate_generated_seconds", "From the prompt to the end of the answer.", ["app", "release"],
+    buckets=(*_SECONDS, 20.0, 40.0, 80.0),
+)  # fmt: skip
+TOKEN_SECONDS = Histogram(
+    "palate_seconds_per_token", "Of one answer's first try, after its first token.", ["app", "release"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0),
+)  # fmt: skip
 RELEASE_FAILURES = Counter("palate_release_load_failures", "Releases that could not be loaded.", ["app"])
 
 

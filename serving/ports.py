@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -83,11 +83,12 @@ class VectorSource(Protocol):
 
 class ToRank(NamedTuple):
     """A request and its candidates. `user` is the pseudonym that training knows (`serving.schema.pseudonym`), "" for
-    nobody; `record` the structured part of the query."""
+    nobody; `record` the structured part of the query, `text` its words."""
 
     user: str
     record: Mapping[str, Any]
     items: Sequence[Item]
+    text: str = ""
 
 
 class Ranker(Protocol):
@@ -144,11 +145,12 @@ class LanguageModel(Protocol):
     model: str
     """Its base, as app.yaml names it."""
 
-    def stream(self, request: LanguageRequest, deadline: float) -> AsyncIterator[Piece]:
-        """`deadline` in seconds of `time.monotonic`. Closing the iterator, or cancelling the task that reads it, ends
-        the work in the engine. Raises BadRequest (prompt too long, a schema it cannot hold), Overloaded (no room, with
-        when to come again), DeadlineExceeded, ReplicaLost (the engine died: nobody knows how far it came),
-        StoreUnavailable (it is not up yet), PhaseFailed."""
+    def stream(self, request: LanguageRequest, deadline: float) -> AsyncGenerator[Piece, None]:
+        """`deadline` in seconds of `time.monotonic`. Closing the generator (`contextlib.aclosing`: one that is merely
+        dropped is closed late), or cancelling the task that reads it, ends the work in the engine. Raises BadRequest
+        (prompt too long, a schema it cannot hold), Overloaded (no room, with when to come again), DeadlineExceeded,
+        ReplicaLost (the engine died: nobody knows how far it came), StoreUnavailable (it is not up yet),
+        PhaseFailed."""
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Serve a PEFT folder as `name` (`name@hash`); again does nothing. Raises PhaseFailed where it does not fit the
@@ -162,9 +164,13 @@ class LanguageModel(Protocol):
     async def ready(self) -> None:
         """Returns when it has answered. Raises StoreUnavailable while it is not up."""
 
+    async def close(self) -> None:
+        """Let go of connections; the engine goes on."""
+
 
 class SessionStore(Protocol):
-    """What sessions remember, in SQL. `user` are pseudonyms, "" for nobody."""
+    """What sessions remember, in SQL. `user` are pseudonyms, "" for nobody; a turn that is too long is cut, and of a
+    session that is too long the oldest turns go (`serving.store.codec`)."""
 
     def turns(self, app: str, session: str, limit: int, after_s: float) -> list[Turn]:
         """The newest `limit` turns made after `after_s`, Unix seconds, oldest first."""
@@ -175,7 +181,11 @@ class SessionStore(Protocol):
         """Forget the sessions whose last turn was before `before_s`; returns how many turns there were."""
 
     def forget(self, app: str, is_gone: Callable[[str], bool]) -> int:
-        """Remove what people said: `is_gone` is asked about users and session ids. Returns the turns removed."""
+        """Remove the sessions of people who are gone, whole: `is_gone` is asked about users and session ids. Returns the
+        turns removed."""
+
+    def apps(self) -> list[str]:
+        """Every app with sessions, in name order."""
 
 
 class ItemStore(Protocol):

@@ -15,13 +15,17 @@ from serving.config import ServingConfig
 from serving.evidence import EvidenceRecorder
 from serving.feedback import FeedbackRecorder
 from serving.ingress import Services
+from serving.ingress.memory import Memory
 from serving.ingress.recent import RecentTraces
 from serving.ingress.rollouts import Steering
-from serving.keys import ApiKeys, RateLimiter, ensure_trace_secret, ensure_webhook_secret
+from serving.keys import ApiKeys, RateLimiter
+from serving.ports import SessionStore
 from serving.retrieve.rules import learn_expansions
 from serving.router import ConnectArm, Load, Means, Router
 from serving.schema import AppSpec, FeedbackEvent
-from serving.store import SqlExpansions, SqlFeedbackStore, SqlItemStore
+from serving.secret_files import ensure_trace_secret, ensure_webhook_secret
+from serving.store import SqlExpansions, SqlFeedbackStore, SqlItemStore, SqlSessionStore
+from serving.store.people import ensure_people_secret
 from serving.trace import TraceWriter
 
 
@@ -35,6 +39,7 @@ class Stores:
     board: TrafficBoard
     evidence: EvidenceStore
     journal: Journal
+    sessions: SessionStore
 
 
 def open_stores(config: ServingConfig) -> Stores:
@@ -55,6 +60,7 @@ def stores_over(database: Database, releases: ReleaseStore) -> Stores:
         board=SqlBoard(database),
         evidence=SqlEvidence(database),
         journal=SqlJournal(database),
+        sessions=SqlSessionStore(database),
     )
 
 
@@ -89,13 +95,14 @@ def build_services(
         feedback_store=stores.feedback,
         traces=traces,
         recent=RecentTraces(),
-        trace_secret=ensure_trace_secret(config.home),
+        memory=Memory(stores.sessions, lambda: ensure_people_secret(config.home), time.time),
+        trace_secret=ensure_trace_secret(config.home, config.secrets),
         steering=Steering(
             stores.journal,
             stores.board,
             stores.evidence,
             stores.releases,
-            config.webhook_secret or ensure_webhook_secret(config.home),
+            config.webhook_secret or ensure_webhook_secret(config.home, config.secrets),
         ),
         wall_clock=time.time,
         close=close,

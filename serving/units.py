@@ -1,6 +1,6 @@
 """What of a release runs in Serve deployments of its own, and how they are deployed.
 
-A stable release placed `split` is one Serve application of three units; an arm of a rollout is one too: of those units
+A stable release placed `split` is one Serve application of its units; an arm of a rollout is one too: of those units
 where its release is split, of one deployment `arm`, the whole pipeline in a process of its own, where it is inline.
 `serving.local.deployments` deploys them, `serving.far` reaches them; the phases are built by `serving.build`, so every
 placement runs the same code and gives the same answers.
@@ -26,11 +26,12 @@ from registry.schema import ReleaseVersion
 from registry.traffic import Traffic, TrialArm
 from serving import build
 from serving.batching import Batcher
+from serving.components.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.errors import PhaseFailed
-from serving.far import ARM, EMBED, RETRIEVE, UNDERSTAND, far_embeddings
-from serving.inline import load_inline, tune_interpreter
-from serving.items import Followers
+from serving.far import ARM, EMBED, RANK, RETRIEVE, UNDERSTAND, far_embeddings
+from serving.inline import load_inline, people_secret, tune_interpreter
+from serving.items import Followers, ItemFollower
 from serving.logs import configure_logs, get_log
 from serving.pipeline import Answer
 from serving.ports import Vectors
@@ -73,7 +74,7 @@ class Arm:
         stores = open_stores(config)
         # One thread: the arms must not take the cores from the endpoint they run beside.
         own = config.model_copy(update={"threads": 1})
-        self._release = await asyncio.to_thread(load_inline, spec, version, stores, own)
+        self._release = await asyncio.to_thread(load_inline, spec, version, stores, own, generating=False)
         await self([Query(spec.example_query or spec.name)])
         self._limited = limit_memory(config.arm_memory_mb)
 
@@ -112,13 +113,16 @@ class Arm:
 class UnderstandUnit:
     """`downstream` is not called: holding it makes Serve deploy a release's units as one application."""
 
-    def __init__(self, config: ServingConfig, spec: AppSpec, downstream: DeploymentHandle) -> None:
+    def __init__(
+        self, config: ServingConfig, spec: AppSpec, version: ReleaseVersion, downstream: Sequence[DeploymentHandle]
+    ) -> None:
         configure_logs(config.log)
-        self._understander = build.build_understander(spec)
+        folders = build.fetch_components(version, open_stores(config).releases, config.component_cache, [UNDERSTAND])
+        self._understand = build.build_understand(spec, folders, build.connect_model(spec))
         self._downstream = downstream
 
     async def __call__(self, queries: Sequence[Query]) -> list[list[Understood]]:
-        return self._understander.understand(queries)
+        return await self._understand(queries)
 
 
 class EmbedUnit:
@@ -167,13 +171,34 @@ class RetrieveUnit:
     ) -> tuple[Retrieval, Followers]:
         stores = open_stores(config)
         folders = build.fetch_components(version, stores.releases, config.component_cache, ["catalogue", "retrieve."])
-        retrieval = build.build_retrieval(spec, folders, embeddings)
+        retrieval = build.build_retrieval(spec, folders, embeddings, people_secret=people_secret(spec, config))
         followers = build.build_followers(version, spec, retrieval, stores.items, stores.expansions, config.follow_s)
         followers.start()
         return retrieval, followers
 
     async def __call__(self, queries: Sequence[Query]) -> list[Result]:
         return await self._retrieval(queries)
+
+    def __del__(self) -> None:
+        self._followers.close()
+
+
+class RankUnit:
+    """The ranker, over a catalogue of its own that follows the changes."""
+
+    def __init__(self, config: ServingConfig, spec: AppSpec, version: ReleaseVersion) -> None:
+        configure_logs(config.log)
+        stores = open_stores(config)
+        folders = build.fetch_components(version, stores.releases, config.component_cache, ["catalogue", RANK])
+        catalogue = Catalogue.load(folders["catalogue"])
+        secret = people_secret(spec, config)
+        self._ranking = build.build_ranking(spec, folders, catalogue, secret, config.compute_threads)
+        follower = ItemFollower(stores.items, spec.name, version.release.items_seq, catalogue.apply)
+        self._followers = Followers(spec.name, [follower], config.follow_s)
+        self._followers.start()
+
+    async def __call__(self, lines: Sequence[Understood], found: Sequence[Result]) -> list[Result]:
+        return list(found) if self._ranking is None else await self._ranking.rank(lines, found)
 
     def __del__(self) -> None:
         self._followers.close()
@@ -220,8 +245,10 @@ def _arm(replicas: int) -> Any:
 def _units(spec: AppSpec, version: ReleaseVersion, config: ServingConfig, arm_replicas: int | None) -> Application:
     dense = any(source.engine == "dense" for source in spec.retrieve.sources.values())
     embed = _unit(EmbedUnit, spec, EMBED, arm_replicas).bind(config, spec, version) if dense else None
-    retrieve = _unit(RetrieveUnit, spec, RETRIEVE, arm_replicas).bind(config, spec, version, embed)
-    return _unit(UnderstandUnit, spec, UNDERSTAND, arm_replicas).bind(config, spec, retrieve)
+    downstream = [_unit(RetrieveUnit, spec, RETRIEVE, arm_replicas).bind(config, spec, version, embed)]
+    if any(part.name == RANK for part in version.release.components):
+        downstream.append(_unit(RankUnit, spec, RANK, arm_replicas).bind(config, spec, version))
+    return _unit(UnderstandUnit, spec, UNDERSTAND, arm_replicas).bind(config, spec, version, downstream)
 
 
 def _unit(target: type, spec: AppSpec, unit: str, arm_replicas: int | None) -> Any:

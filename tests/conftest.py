@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from filelock import FileLock
 from hypothesis import settings
 
 from serving.components.embedder import INFO_FILE
+
+# Side by side, tests get the width of the terminal they are started in; what commands print is as wide as a test says.
+os.environ.pop("COLUMNS", None)
 
 # The same examples in every run, so that a red run is red again; `--hypothesis-profile explore` draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -1,5 +1,5 @@
-"""A tiny server that speaks OpenAI's chat protocol over real HTTP, for the tests of extraction. It answers every review
-with a keyword made of its text, and misbehaves as it is told to."""
+"""A tiny server that speaks OpenAI's chat protocol over real HTTP, for the tests of batches and extraction. It answers
+every review with a keyword made of its text, and misbehaves as it is told to."""
 
 from __future__ import annotations
 
@@ -81,11 +81,12 @@ class _Handler(BaseHTTPRequestHandler):
         said = json.dumps(right_answer(text)) if reply.content is None else reply.content
         told = reply.body
         if told is None:
-            told = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]})
+            told = _events(said)
         sent = told.encode()
         try:
             self.send_response(reply.status)
-            for name, value in {**reply.headers, "Content-Length": str(len(sent))}.items():
+            kind = "text/event-stream" if reply.body is None else "application/json"
+            for name, value in {"Content-Type": kind, **reply.headers, "Content-Length": str(len(sent))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if reply.cut:
@@ -97,6 +98,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(sent)
         except OSError:
             self.close_connection = True  # the client gave up waiting
+
+
+def _events(said: str) -> str:
+    """The stream of a chat completion: two pieces, why it ended, what it took."""
+    half = len(said) // 2
+    about = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "tiny"}
+    pieces = [{"delta": {"content": part}, "index": 0} for part in (said[:half], said[half:])]
+    told: list[dict[str, Any]] = [{**about, "choices": [{**one, "finish_reason": None}]} for one in pieces]
+    told.append({**about, "choices": [{"delta": {}, "index": 0, "finish_reason": "stop"}]})
+    usage = {"prompt_tokens": 7, "completion_tokens": len(said.split()), "total_tokens": 7 + len(said.split())}
+    told.append({**about, "choices": [], "usage": usage})
+    return "".join(f"data: {json.dumps(one)}\n\n" for one in told) + "data: [DONE]\n\n"
 
 
 @contextmanager

@@ -20,7 +20,8 @@ ROWS = 32
 
 class TinyOptions(BaseModel):
     """`fail_at`: the step where the first worker raises; `die_at`: where the last one kills itself, `deaths` times in
-    all; `full_at`: where the disk is full. A file `pause` in the work folder says how long each step takes."""
+    all; `full_at`: where the disk is full. A file `hold` in the work folder names the step after which every step waits
+    until the file is gone; `process-RANK` beside it names the process of a worker."""
 
     steps: int = 12
     save_every: int = 3
@@ -60,6 +61,7 @@ class TinyTrainer:
         model = torch.nn.Linear(4, 1)
         optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate)
         done = 0
+        (task.work / f"process-{loop.rank}").write_text(str(os.getpid()))
         if (saved := loop.restore()) is not None:
             state = torch.load(saved / "state.pt")
             model.load_state_dict(state["model"])
@@ -111,8 +113,9 @@ def _rows_of(step: int, loop: Loop) -> slice:
 
 
 def _misbehave(task: Task, options: TinyOptions, loop: Loop, step: int) -> None:
-    if (pause := task.work / "pause").exists():
-        time.sleep(float(pause.read_text()))
+    hold = task.work / "hold"
+    while hold.exists() and step > int(hold.read_text()):
+        time.sleep(0.02)
     if step == options.fail_at and loop.rank == 0:
         raise ValueError(f"the line is not straight:\nstep {step}")
     deaths = task.work / "deaths"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,9 +19,11 @@ from serving.schema import find_app, load_app_spec
 from training.commands import (
     HomeOption,
     JsonOption,
+    batch,
     console,
     data,
     learner,
+    models,
     notes,
     one_line_errors,
     open_migrated,
@@ -42,7 +45,7 @@ SWITCH_INTERVAL_S = 0.0005
 the graph are made in C: at the default of 5 ms each of their many returns to Python waits that long."""
 
 commands = typer.Typer()
-for module in (data, learner, train):
+for module in (batch, data, learner, models, train):
     commands.add_typer(module.commands)
 
 
@@ -64,20 +67,26 @@ def index(
     """
     from registry.schema import Release
     from serving.store import SqlItemStore
+    from serving.store.seed import seed_items
     from training.evaluate import metrics_of
     from training.index import Inputs, ReleaseBuilder, work_folder
+    from training.interactions import of_home
     from training.measure import measure
+    from training.vectors import drop_unused_vectors
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     folder = find_app(app)
     spec = load_app_spec(folder)
     config = TrainingConfig.from_env(home)
     store = open_releases(config)
-    items = SqlItemStore(open_migrated(config))
+    database = open_migrated(config)
+    items = SqlItemStore(database)
+    seed_items(spec, folder, items, lambda text: notes.print(f"  {text}", highlight=False, markup=False))
     progress = Progress(spec.name, notes)
     with work_folder(config, spec.name) as work:
         builder = ReleaseBuilder(spec, folder, work, config, store, progress)
-        built = builder.build(items, Inputs(from_base=from_base))
+        done = partial(of_home, spec, folder, database, config.serving)
+        built = builder.build(items, Inputs(from_base=from_base, interactions=done))
         metrics = dict(built.release.metrics) | {f"seconds_{step}": s for step, s in built.seconds.items()}
         if not skip_evaluation:
             for name, report in measure(spec, folder, built.named, config, spec.evaluation, progress).items():
@@ -90,6 +99,7 @@ def index(
     first = not _has_stable(store, spec.name)
     if promote or first:
         store.set_alias(spec.name, STABLE, version.version)
+    drop_unused_vectors(spec.name, store, config)
     state = "stable" if promote or first else f"registered; serve it with: palate index {app} --promote"
     if as_json:
         console.print_json(data={"app": spec.name, "release": version.version, "digest": release.digest,

@@ -6,7 +6,7 @@ TrainingError
   ExportRefused    export another model, or to another folder
   DatasetInvalid   correct the examples, the script that prints them, or `train.NAME.data`
   TrainingRefused  correct `train` in app.yaml, or what the run was started with
-  ExtractionStopped  bring the extractor back, or correct its output file; then run it again: it goes on
+  BatchStopped     bring the model back, or correct the files of the batch; then run it again: it goes on
   TrainingFailed   look at the log: a trainer's loop raised, or its workers were lost too often
   RunFenced        another run took over the app: nothing was published
 """
@@ -46,5 +46,5 @@ class RunFenced(TrainingError):
     pass
 
 
-class ExtractionStopped(TrainingError):
+class BatchStopped(TrainingError):
     pass

@@ -6,8 +6,9 @@ language models `TokenScores`. Rows are numbers of cases; a slice is the rows of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -132,6 +133,70 @@ class TokenScores:
 
     def figure(self, metric: str, rows: Rows, weights: Weights) -> Values:  # noqa: ARG002
         return metrics.perplexity(self.log_likelihoods[rows], self.tokens[rows], weights)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredByUser:
+    """As `Scored`, judged within each user: AUC is the mean over users of their own, each counted by the weight of their
+    cases, because a ranker only ever orders the candidates of one user (the GAUC of Zhou et al. 2018, "Deep Interest
+    Network for Click-Through Rate Prediction", arXiv 1706.06978). A case here is a user who chose something and turned
+    something down. `scored` holds everybody's rows, user by user; `starts` (users + 1,) where each begins."""
+
+    scored: Scored
+    starts: NDArray[np.int64]
+    members: Mapping[str, Rows] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return self.scored.key
+
+    @property
+    def cases(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        return self.scored.metrics
+
+    def per_case(self, metric: str) -> Values | None:  # noqa: ARG002 - users weigh differently
+        return None
+
+    def figure(self, metric: str, rows: Rows, weights: Weights) -> Values:
+        """Users are drawn whole: what one of them did hangs together."""
+        counts = np.diff(self.starts)[rows]
+        if metric == "auc":
+            mass = np.add.reduceat(self._weights, self.starts[:-1])[rows] if self.cases else np.empty(0)
+            return _weighted_mean(self._aucs[rows], weights * mass)
+        spans = [np.arange(self.starts[row], self.starts[row + 1]) for row in rows.tolist()]
+        cases = np.concatenate(spans) if spans else np.empty(0, np.int64)
+        return self.scored.figure(metric, cases, np.asarray(np.repeat(weights, counts, axis=-1), np.float64))
+
+    @cached_property
+    def _weights(self) -> Values:
+        return np.ones(self.scored.cases) if self.scored.weights is None else self.scored.weights
+
+    @cached_property
+    def _aucs(self) -> Values:
+        s = self.scored
+        spans = [self._span(row) for row in range(self.cases)]
+        return np.array([metrics.auc(s.labels[p], s.probabilities[p], self._weights[p]) for p in spans], np.float64)
+
+    def _span(self, row: int) -> slice:
+        return slice(int(self.starts[row]), int(self.starts[row + 1]))
+
+
+def by_user(users: Sequence[str], scored: Scored) -> ScoredByUser:
+    """`users` (n,) of the rows of `scored`. Users with one label only, of whom no order can be judged, and nobody's
+    rows are left out."""
+    rows_of: dict[str, list[int]] = {}
+    for row, user in enumerate(users):
+        if user:
+            rows_of.setdefault(user, []).append(row)
+    kept = [rows for _, rows in sorted(rows_of.items()) if 0 < scored.labels[rows].sum() < len(rows)]
+    order = np.array([row for rows in kept for row in rows], np.int64)
+    weights = None if scored.weights is None else scored.weights[order]
+    ordered = Scored(scored.labels[order], scored.probabilities[order], weights, key=scored.key)
+    return ScoredByUser(ordered, np.cumsum([0, *map(len, kept)]))
 
 
 def _weighted_mean(values: Values, weights: Weights) -> Values:

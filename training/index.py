@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,10 +36,14 @@ from serving.components.rules import build_rules
 from serving.components.vectors import ChromaVectors, SyncReport
 from serving.errors import BadRequest
 from serving.schema import AppSpec, Item, SourceSpec
+from serving.schema.app_spec import FUNNELS
+from serving.store.people import ensure_people_secret
 from training.config import TrainingConfig
 from training.errors import TrainingRefused
-from training.lineage import base_key, base_of, model_key, trained_key
+from training.interactions import Collecting, Interactions
+from training.lineage import INTERACTIONS, base_key, base_of, model_key, trained_key
 from training.models import MINILM, is_taste_model, model_folder
+from training.parts import Parts
 from training.ports import NewComponent
 from training.progress import Progress
 
@@ -61,11 +65,13 @@ class BuiltRelease:
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a build is given beside the catalogue. `models`: embedder name in app.yaml -> the sentence-transformers
-    folder that takes its place. `components` enter the release as they are. `from_base`: forget what was trained."""
+    folder that takes its place. `components` enter the release as they are. `from_base`: forget what was trained.
+    `interactions` gives what users did, where a source learns from it; None: what `feedback.source` says alone."""
 
     models: Mapping[str, Path] = field(default_factory=dict)
     components: Sequence[NewComponent] = ()
     from_base: bool = False
+    interactions: Callable[[], Interactions] | None = None
 
 
 class Catalogue(Protocol):
@@ -114,6 +120,7 @@ class ReleaseBuilder:
             folder = self._work / "catalogue"
             build_catalogue(folder, catalogue, self._spec.items.attributes)
             snapshot = NewComponent("catalogue", "catalogue", folder)
+        self._parts = self._files_and_funnels()
         # A drill is made of its options alone.
         sources = {n: source for n, source in self._spec.retrieve.sources.items() if source.engine != "drill"}
         # Side by side: reading words is Python's work, vectors and graph are not.
@@ -122,10 +129,18 @@ class ReleaseBuilder:
                 name: pool.submit(self._source, name, source, catalogue)
                 for name, source in sorted(sources.items(), key=lambda item: item[1].engine)
             }
-        parts = [snapshot, *self._embedders.values(), *(built[name].result() for name in sources)]
+        parts = [snapshot, *self._embedders.values(), *(built[name].result() for name in sources), *self._parts.build()]
         release, named = self._release([*parts, *self._inputs.components], seq, len(catalogue))
         folders = {component.digest: named[component.name] for component in release.components}
         return BuiltRelease(release, folders, named, self._seconds, self._synced)
+
+    def _files_and_funnels(self) -> Parts:
+        def brought_along() -> Interactions:
+            config = self._config.serving
+            secret = ensure_people_secret(config.home, config.secrets)
+            return Collecting(self._spec, self._app_folder, secret).collect()
+
+        return Parts(self._spec, self._app_folder, self._work, self._inputs.interactions or brought_along)
 
     def _release(self, parts: Sequence[NewComponent], seq: int, items: int) -> tuple[Release, dict[str, Path]]:
         named = {part.name: part.folder for part in parts}
@@ -163,6 +178,8 @@ class ReleaseBuilder:
 
     def _add_lineage(self, new: set[str], kept: Sequence[ComponentRef]) -> None:
         """Of what is taken over from the release before, where it came from; of what is new, the caller adds it."""
+        if self._parts.learns_from_users:
+            self._lineage[INTERACTIONS] = self._parts.what_users_did.fingerprint
         lineage = {} if self._before is None else self._before.lineage
         names = {component.name for component in kept}
         names |= {n for n in self._embedders if n in self._reused and trained_key(n) in lineage}
@@ -187,6 +204,8 @@ class ReleaseBuilder:
         with self._timed(name):
             if source.engine == "dense":
                 return self._dense(name, source, folder, catalogue)
+            if source.engine in FUNNELS:
+                return self._parts.funnel(name, catalogue)
             role: Role = "rules" if source.engine == "rules" else "lexical"
             if role == "rules":
                 aliases = self._app_folder / source.aliases if source.aliases else None

@@ -25,6 +25,7 @@ from pathlib import Path
 from registry.database import Database
 from registry.database.dialect import clock_s
 from registry.errors import LeaseLost, RegistryError, ReleaseNotFound
+from registry.files import replace_file
 from registry.journal import SqlJournal
 from registry.ports import ReleaseStore
 from serving.errors import PalateError
@@ -233,11 +234,8 @@ def _nice() -> None:
 
 def write_status(home: Path, says: Mapping[str, str]) -> None:
     """Whole or not at all."""
-    path = home / "run" / "learner.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps({"pid": os.getpid(), "apps": dict(says)}), encoding="utf-8")
-    aside.replace(path)
+    (home / "run").mkdir(parents=True, exist_ok=True)
+    replace_file(home / "run" / "learner.json", json.dumps({"pid": os.getpid(), "apps": dict(says)}))
 
 
 def run_learner(learner: Learner, stop: threading.Event) -> None:

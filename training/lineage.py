@@ -15,6 +15,8 @@ from serving.schema import TrainSpec
 
 PARENT = "train.parent"
 """The version that was stable when the training began."""
+INTERACTIONS = "interactions"
+"""The fingerprint of what users did, where sources learnt from it."""
 
 
 def base_key(embedder: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from serving import build
+from serving.components.catalogue import Catalogue
 from serving.errors import BadRequest
 from serving.ports import ItemStore
 from serving.schema import AppSpec, EvaluationSpec, Item, Query
@@ -95,9 +96,11 @@ def measure_release(
     spec = release.spec
     embedders = build.build_embedders(spec, release.components, config.serving)
     near = {name: build.near(spec.name, embedder) for name, embedder in embedders.items()}
-    retrieval = build.build_retrieval(spec, release.components, near)
+    catalogue = Catalogue.load(release.components["catalogue"])
+    retrieval = build.build_retrieval(spec, release.components, near, catalogue)
     _catch_up(release, retrieval.apply)
-    pipeline = build.build_pipeline(build.build_understander(spec), retrieval)
+    ranking = build.build_ranking(spec, release.components, catalogue)
+    pipeline = build.build_pipeline(build.build_understand(spec, release.components), retrieval, ranking)
     reports: dict[str, Report] = {}
     with asyncio.Runner() as runner:
         for name, case_set in sets.items():

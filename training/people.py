@@ -1,10 +1,10 @@
 """People in what is learnt: whom a data set holds, and forgetting them.
 
 `palate forget` calls `forget`; `training.run` calls `purge` before it builds a data set, and `record_trained` when one
-is used. Both removals are one: whoever's pseudonym is on the list of the forgotten loses traces, feedback, taught words
-and what waits in spools. The list comes first, so that a process killed half way, and whatever arrives later from a
-spool of another machine, is caught by the next purge, and meanwhile by the building of data sets, which leaves the
-forgotten out.
+is used. Both removals are one: whoever's pseudonym is on the list of the forgotten loses traces, feedback, taught
+words, sessions and what waits in spools. The list comes first, so that a process killed half way, and whatever arrives
+later from a spool of another machine, is caught by the next purge, and meanwhile by the building of data sets, which
+leaves the forgotten out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from registry.ports import ReleaseStore
-from serving.ports import FeedbackStore
+from serving.ports import FeedbackStore, SessionStore
 from serving.schema.pseudonym import pseudonym
 from serving.store.people import EVERY_APP, SqlPeople, forget_spooled
 from training.dataset.example import PEOPLE_FILE, load_info
@@ -46,6 +46,7 @@ class ForgetReport:
     words: int = 0
     spooled: int = 0
     spools_in_use: int = 0
+    turns: int = 0
     datasets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -67,12 +68,14 @@ def record_trained(people: People, app: str, fingerprint: str, dataset: Path) ->
 
 @dataclass(frozen=True, slots=True)
 class Forgetting:
-    """Everything a person may be in. `spool` is the folder of this machine's feedback spool."""
+    """Everything a person may be in. `spool` is the folder of this machine's feedback spool. A session is theirs by its
+    user, or by its own name: a user's id, or the pseudonym of one."""
 
     feedback: FeedbackStore
     people: SqlPeople
     secret: bytes
     spool: Path
+    sessions: SessionStore
 
     def forget(self, user: str, app: str | None = None) -> ForgetReport:
         """Remove `user` from one app, or from every app of this home and those to come. Durable when it returns;
@@ -92,7 +95,7 @@ class Forgetting:
         gone = self.people.forgotten(app)
         return ForgetReport("", (app,), *(self._remove([app], gone) if gone else ()))
 
-    def _remove(self, apps: Sequence[str], gone: frozenset[str]) -> tuple[int, int, int, int, int]:
+    def _remove(self, apps: Sequence[str], gone: frozenset[str]) -> tuple[int, int, int, int, int, int]:
         known: dict[str, bool] = {}
 
         def is_gone(user: str) -> bool:
@@ -103,15 +106,16 @@ class Forgetting:
         spooled, in_use = forget_spooled(
             self.spool, lambda event: event.app in apps and event.user is not None and is_gone(event.user)
         )
-        traces = events = words = 0
+        traces = events = words = turns = 0
         for app in apps:
             removed = self.feedback.forget(app, is_gone)
             traces, events = traces + removed.traces, events + removed.events
             words += self.people.forget_words(app, is_gone)
-        return traces, events, words, spooled, in_use
+            turns += self.sessions.forget(app, lambda name: name in gone or is_gone(name))
+        return traces, events, words, spooled, in_use, turns
 
     def _apps(self) -> list[str]:
-        return sorted({*self.feedback.apps(), *self.people.apps_with_words()})
+        return sorted({*self.feedback.apps(), *self.people.apps_with_words(), *self.sessions.apps()})
 
 
 def releases_of(store: ReleaseStore, datasets: Mapping[str, Sequence[str]]) -> tuple[TrainedRelease, ...]:

@@ -29,7 +29,7 @@ class Task:
     "attributes"}` in id order. `start` is the component's folder in the stable release where `train.start` is `stable`
     and there is one, else None: begin with the model that app.yaml names. `work` is the trainer's own folder; it
     survives a killed job and is there again when the job is resumed. `options` are `train.options` as the trainer's
-    model validated them.
+    model validated them. `home` is the platform's, where the model `tiny` lies.
     """
 
     spec: AppSpec
@@ -41,6 +41,7 @@ class Task:
     work: Path
     options: BaseModel
     seed: int = 0
+    home: Path | None = None
 
     @property
     def train(self) -> TrainSpec:

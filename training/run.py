@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from training.run_folder import RunFolder, clean_up
 from training.runs import Ask, Run, Runs
 from training.tracking import Tracking
 from training.trainers import checked_options, component_of
+from training.vectors import drop_unused_vectors
 
 
 class Heartbeat:
@@ -171,6 +173,7 @@ class _Steps:
         candidate = self._candidate(built, judged, trained, stable)
         published = publish(candidate, self._run, self._means.runs, self._means.releases, self._means.journal)
         self._tracking.tags({"palate.version": str(published.version)})
+        drop_unused_vectors(self._run.app, self._means.releases, self._means.config)
         return Result(self._run, published.status, published.why, self._datasets, judged, published)
 
     # --- steps
@@ -242,7 +245,8 @@ class _Steps:
         """The task with the options that won; found once, also when the training after it is killed."""
 
         def search(_: Path) -> dict[str, Any]:
-            won = self._means.tune(trainer, task, self._order.tune, self._means.progress, tracking)
+            means, trials = self._means, self._order.tune
+            won = means.tune(trainer, task, trials, means.progress, tracking, lambda: self._heartbeat.lost)
             return dict(won.options.model_dump(mode="json"))
 
         won = self._folder.once(f"tuned.{name}", search)
@@ -270,7 +274,8 @@ class _Steps:
             builder = ReleaseBuilder(
                 self._order.spec, self._order.app_folder, at, means.config, means.releases, means.progress
             )
-            built = builder.build(items, Inputs(models, _components(trained)))
+            done = partial(means.interactions, self._order.spec, self._order.app_folder)
+            built = builder.build(items, Inputs(models, _components(trained), interactions=done))
             named = {name: str(folder) for name, folder in built.named.items()}
             return {"release": to_json(built.release), "named": named, "seconds": built.seconds}
 

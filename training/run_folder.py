@@ -8,7 +8,6 @@ used by `training.run`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from registry.files import replace_file
 from training.runs import RunBusy
 
 
@@ -70,13 +70,7 @@ class RunFolder:
         return self.path / f"{step}.done.json"
 
     def _write(self, step: str, told: Any) -> None:
-        path = self._record(step)
-        aside = path.with_suffix(".partial")
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(told, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        replace_file(self._record(step), json.dumps(told, ensure_ascii=False), durable=True)
 
 
 def clean_up(home: Path, app: str, keep: Collection[int]) -> list[int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from registry.config import bound_mlflow_client
+from registry.files import replace_file
 from registry.mlflow_layout import mlflow_key
 
 BATCH = 100
@@ -333,9 +334,7 @@ def _read_ids(state: Path) -> dict[str, str]:
 
 def _write_ids(state: Path, ids: Mapping[str, str]) -> None:
     state.parent.mkdir(parents=True, exist_ok=True)
-    aside = state.with_name(f".{state.name}.tmp")
-    aside.write_text(json.dumps(ids), encoding="utf-8")
-    aside.replace(state)
+    replace_file(state, json.dumps(ids))
 
 
 def _one_line(error: Exception, limit: int = 300) -> str:

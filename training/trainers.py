@@ -55,6 +55,11 @@ def component_of(name: str, spec: AppSpec, trainer: Trainer) -> str:
     return spec.train[name].component or trainer.component(spec)
 
 
+def learns_conversations(trainer: Trainer) -> bool:
+    """Whether it is taught answers, not items: such a trainer says so with `conversations = True`."""
+    return bool(getattr(trainer, "conversations", False))
+
+
 def knows_users(trainer: Trainer) -> bool:
     """Whether each person's own choice counts: a trainer that learns about users says so with `per_user = True`."""
     return bool(getattr(trainer, "per_user", False))

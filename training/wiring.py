@@ -18,15 +18,18 @@ from registry.ports import ReleaseStore
 from registry.schema import ReleaseVersion
 from serving import build
 from serving.schema import AppSpec
-from serving.store import SqlFeedbackStore, SqlItemStore
+from serving.store import SqlFeedbackStore, SqlItemStore, SqlSessionStore
 from serving.store.people import SqlPeople, ensure_people_secret
 from training.config import TrainingConfig
+from training.dataset.asked import asked_of
 from training.dataset.build import build_dataset
+from training.dataset.conversations import build_conversations
 from training.dataset.example import DatasetInfo
 from training.dataset.request import DatasetRequest
 from training.evaluate import Report, metrics_of
 from training.evidence import Compared, compare
 from training.gates import GateReport, judge
+from training.interactions import of_home
 from training.job.cluster import Where
 from training.job.fit import fit
 from training.job.search import Around, search
@@ -39,7 +42,7 @@ from training.progress import Progress
 from training.publish import Judged
 from training.runs import Run, Runs
 from training.tracking import MlflowTracking, Tracking
-from training.trainers import FindTrainer, find_trainer, knows_users
+from training.trainers import FindTrainer, find_trainer, knows_users, learns_conversations
 
 FEEDBACK = "feedback"
 BY_THEMSELVES = frozenset({"auc", "log_loss", "calibration_error", "perplexity"})
@@ -71,14 +74,15 @@ class Wiring:
             tune=self._tune,
             judge=lambda comparison, shown: Gates(self, comparison, shown).judged(),
             track=lambda run, state: self._track(app, run, state),
+            interactions=lambda spec, folder: of_home(spec, folder, self.database, self.config.serving),
         )
 
     def _dataset(self, order: DatasetOrder, progress: Progress) -> DatasetInfo:
         """Those who are forgotten are left out; those who are in it are on record before anything learns from it."""
         train, app = order.spec.train[order.name], order.spec.name
         people, feedback = SqlPeople(self.database), SqlFeedbackStore(self.database)
-        secret = ensure_people_secret(self.config.home)
-        Forgetting(feedback, people, secret, self.config.home / "spool").purge(app)
+        secret = ensure_people_secret(self.config.home, self.config.serving.secrets)
+        Forgetting(feedback, people, secret, self.config.home / "spool", SqlSessionStore(self.database)).purge(app)
         with ExitStack() as stack, progress.step(f"{order.name}: data set", None):
             request = DatasetRequest(
                 app=app,
@@ -94,7 +98,10 @@ class Wiring:
                 per_user=knows_users(self.find_trainer(train.trainer)),
                 seed=order.seed,
             )
-            info = build_dataset(request, order.folder)
+            if learns_conversations(self.find_trainer(train.trainer)):
+                info = build_conversations(request, order.folder, asked_of(order.spec, order.app_folder, order.items))
+            else:
+                info = build_dataset(request, order.folder)
         record_trained(people, app, info.fingerprint, order.folder)
         return info
 
@@ -107,8 +114,16 @@ class Wiring:
     ) -> Trained:
         return fit(trainer, task, where=self.where, progress=progress, tracking=tracking, stop=stop)
 
-    def _tune(self, trainer: Trainer, task: Task, trials: int, progress: Progress, tracking: Tracking) -> Task:
-        found = search(trainer, task, trials, Around(self.where, progress, tracking))
+    def _tune(
+        self,
+        trainer: Trainer,
+        task: Task,
+        trials: int,
+        progress: Progress,
+        tracking: Tracking,
+        stop: Callable[[], bool],
+    ) -> Task:
+        found = search(trainer, task, trials, Around(self.where, progress, tracking, stop))
         return replace(task, options=trainer.options.model_validate(dict(found.options)))
 
     def _track(self, app: str, run: Run, state: Path) -> Tracking:

@@ -2,7 +2,7 @@
 
     beauty.py generate [--items N] [--reviews N] [--seed N] [--force]   made-up files of the same format
     beauty.py about                                                     what there is, damaged lines by name
-    beauty.py extract [--url URL --model NAME ...] [--what ...]         who, when and why of reviews; page summaries
+    beauty.py extract [--model NAME [--url URL]] [--what ...]           who, when and why of reviews; page summaries
     beauty.py items                                                     the catalogue (`items.source` of app.yaml)
     beauty.py pairs [--query ...] [--limit N]                           training examples (`train.*.data.extra`)
     beauty.py cases --split valid|test [--query ...] [--limit N]        evaluation cases
@@ -21,8 +21,8 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,12 @@ from reviews import PRODUCTS, REVIEWS, Damage, NoData, raw_file
 from rich.console import Console
 from steps import Data
 
+from training.batch.ask import Asker, Patience
+from training.batch.connect import own_model, read_key, server_model
+from training.batch.file import Entry
 from training.errors import TrainingError
-from training.extract.job import Tally, Text, extract_all, run_job
-from training.extract.openai import OpenAiExtractor, Server, read_key
+from training.extract.job import Tally, extract_all, run_job
+from training.extract.model import ModelExtractor
 from training.extract.ports import Extractor, Form
 from training.progress import Progress
 
@@ -56,8 +59,12 @@ def say(text: str) -> None:
 def default_folder() -> Path:
     if own := os.environ.get("PALATE_BEAUTY_DATA"):
         return Path(own)
+    return home_folder() / "cache" / "beauty-finder"
+
+
+def home_folder() -> Path:
     home = os.environ.get("PALATE_HOME")
-    return (Path(home) if home else Path.home() / ".palate") / "cache" / "beauty-finder"
+    return Path(home) if home else Path.home() / ".palate"
 
 
 # ---- What the steps need
@@ -117,10 +124,10 @@ def file_of(data: Data, form: Form) -> Path:
     return data.keywords if form is KEYWORDS else data.summaries
 
 
-def inputs_of(data: Data, form: Form) -> Iterator[Text]:
+def inputs_of(data: Data, form: Form) -> Iterator[Entry]:
     if form is KEYWORDS:
-        return (Text(str(review.line), steps.review_text(review)) for review in data.reviews())
-    return (Text(product.id, steps.page_text(product)) for product in data.products())
+        return (Entry(str(review.line), steps.review_text(review)) for review in data.reviews())
+    return (Entry(product.id, steps.page_text(product)) for product in data.products())
 
 
 def total_lines(data: Data, form: Form) -> int | None:
@@ -187,27 +194,23 @@ async def extract_form(data: Data, form: Form, options: argparse.Namespace) -> N
         f"{tally.asked_again:,} asked again")  # fmt: skip
 
 
-class _Rules:
-    """Rules where an extractor is opened and closed."""
-
-    def __init__(self, form: Form) -> None:
-        self._extractor = rules_of(form)
-
-    async def __aenter__(self) -> Extractor:
-        return self._extractor
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-
-def extractor_of(form: Form, options: argparse.Namespace) -> Any:
-    if not options.url:
-        return _Rules(form)
+@asynccontextmanager
+async def extractor_of(form: Form, options: argparse.Namespace) -> AsyncGenerator[Extractor, None]:
+    """By a model of a server, by one in this process, or, where none is named, by rules."""
     if not options.model:
-        raise NoData("--url wants a --model: the name that the server knows it by")
-    server = Server(options.url, options.model, read_key(options.key_env, options.key_file), options.concurrency,
-                    options.timeout_s, structured=options.structured)  # fmt: skip
-    return OpenAiExtractor(form, server, rules_of(form))
+        if options.url:
+            raise NoData("--url wants a --model: the name that the server knows it by")
+        yield rules_of(form)
+        return
+    key = read_key(options.key_env, options.key_file)
+    connected = (
+        server_model(options.url, options.model, key, options.timeout_s)
+        if options.url
+        else own_model(options.model, home_folder())
+    )
+    async with connected as model:
+        asker = Asker(model, options.concurrency, Patience(within_s=options.timeout_s))
+        yield ModelExtractor(form, asker, rules_of(form), not options.unguided)
 
 
 def items(options: argparse.Namespace) -> None:
@@ -275,13 +278,13 @@ def parser() -> argparse.ArgumentParser:
 
 def add_extract(command: argparse.ArgumentParser) -> None:
     command.add_argument("--what", choices=("keywords", "summary", "all"), default="all")
-    command.add_argument("--url", default="", help="OpenAI-compatible server, to /v1; none: by rules, without a model")
-    command.add_argument("--model", default="")
+    command.add_argument("--url", default="", help="OpenAI-compatible server, to /v1; none: vLLM in this process")
+    command.add_argument("--model", default="", help="the server's name for it, `tiny`, or a folder; none: by rules")
     command.add_argument("--key-env", default="", help="environment variable that holds the server's key")
     command.add_argument("--key-file", type=Path, help="file that holds it")
     command.add_argument("--concurrency", type=int, default=32, help="requests under way at once: the server's batch")
     command.add_argument("--timeout-s", type=float, default=120.0)
-    command.add_argument("--structured", choices=("json_schema", "json_object", "none"), default="json_schema")
+    command.add_argument("--unguided", action="store_true", help="for servers that know no JSON schemas")
     command.add_argument("--limit", type=int, help="only the first N; a later run goes on after them")
     command.add_argument("--restart", action="store_true", help="begin anew; the old file is kept as .previous")
 

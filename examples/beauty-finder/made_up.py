@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -243,6 +243,13 @@ def _told(world: World, rng: random.Random, item: Made, rating: int) -> str:
     mood = world.praise if rating > 3 else world.middling if rating == 3 else world.complaint
     said = [f"{part[0].upper()}{part[1:]}." for part in _shuffled(rng, parts)]
     return " ".join([rng.choice(mood), *said] if rng.random() < 0.5 else [*said, rng.choice(mood)])
+
+
+def review_texts(seed: int) -> Iterator[str]:
+    """Texts of reviews as the files have them, without end, for what needs nothing else of them."""
+    world, rng = World.load(), random.Random(seed)
+    while True:
+        yield _told(world, rng, _item(world, rng, ["Mara"], 0), rng.randint(1, 5))
 
 
 def _unlike(world: World, rng: random.Random, area: str, why: str) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from forms import FIELDS
 from reviews import PRODUCTS, REVIEWS, Damage, NoData, Product, Review, raw_file, read_products, read_reviews
 
-from training.extract.job import read_extractions, text_digest
+from training.batch.file import digest_of, read_lines
 
 Part = Literal["train", "valid", "test"]
 Query = Literal["review_text", "keywords", "both"]
@@ -105,10 +105,10 @@ def find_split(data: Data, tell: Tell | None = None) -> Split:
 def with_keywords(data: Data, tell: Tell | None = None) -> Iterator[tuple[Review, list[str]]]:
     """Every review with its keywords (who, when, why in turn). Raises NoData where the file of keywords does not cover
     the reviews."""
-    made = read_extractions(data.keywords)
+    made = read_lines(data.keywords)
     for review in data.reviews(None, tell):
         found = next(made, None)
-        if found is None or found["id"] != str(review.line) or found["of"] != text_digest(review_text(review)):
+        if found is None or found["id"] != str(review.line) or found["of"] != digest_of(review_text(review)):
             raise NoData(f"{data.keywords} ends before line {review.line} or is of other reviews: run `extract` again")
         yield review, [word for field in FIELDS for word in found["values"][field]]
 
@@ -151,9 +151,9 @@ def catalogue(data: Data, tell: Callable[[str], Tell]) -> Iterator[dict[str, Any
     """The items, in the order of the metadata: `{"id", "fields", "attributes"}`. `tell` gives each pass a progress."""
     items = {product.id: place for place, product in enumerate(data.products(None, tell("products")))}
     told = told_of_items(data, items, tell("keywords of the reviews before the split"))
-    summaries = read_extractions(data.summaries)
+    summaries = read_lines(data.summaries)
     for product, said, made in zip(data.products(None, tell("items")), told, summaries, strict=True):
-        if made["id"] != product.id or made["of"] != text_digest(page_text(product)):
+        if made["id"] != product.id or made["of"] != digest_of(page_text(product)):
             raise NoData(f"{data.summaries} is of other products at {product.id}: run `extract` again")
         fields = {
             "title": " ".join(product.title.split()), "keywords": ", ".join(said.keywords),

@@ -18,20 +18,21 @@ the margin; requests of one user that fail together in one arm weaken that, as i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import numpy as np
 
 from registry.analysis import sentences
 from registry.analysis.betting import Values
+from registry.analysis.guards import LETTERS as LETTERS_OF
 from registry.analysis.guards import (
     QUANTILES,
-    RISK_SHARES,
     Codes,
     LatencyJudge,
     RewardJudge,
     ShareJudge,
+    guards_of,
     judges_of,
     letter_table,
 )
@@ -58,10 +59,14 @@ class Analysis:
         self._range = reward_range
         self._guards = plan.guards
         miss_ratio = plan.false_pass_ratio / 2  # of each arm: the two limits of a guard hold together
-        self._arms: dict[TrialArm, Arm] = {arm: Arm(reward_range, miss_ratio) for arm in get_args(TrialArm)}
+        self._arms: dict[TrialArm, Arm] = {
+            arm: Arm(plan.guards, reward_range, miss_ratio) for arm in get_args(TrialArm)
+        }
         self._judges = judges_of(plan, reward_range)
         self._outcomes, self._latencies, self._rewards = Pairing(), Pairing(), Pairing()
         self._thresholds = RunningQuantiles(tuple(QUANTILES.values()))
+        self._measured = {name: Pairing() for name in (*plan.guards.shares, *plan.guards.medians)}
+        self._medians = {name: RunningQuantiles((0.5,)) for name in plan.guards.medians}
 
     def add(self, arm: TrialArm, latencies_ms: Sequence[float], outcomes: str) -> None:
         """The arm's next requests, in order: latency and letter (`registry.traffic`) of each. Raises ValueError, and
@@ -88,8 +93,22 @@ class Analysis:
         that breaks would be judged only when the other had caught up. Which are forgotten depends on when requests
         ended, not on how, so the risks stay as stated.
         """
-        self._outcomes.keep(newest)
-        self._latencies.keep(newest)
+        for pairing in (self._outcomes, self._latencies, *self._measured.values()):
+            pairing.keep(newest)
+
+    def add_measures(self, arm: TrialArm, measures: Mapping[str, Sequence[float | None]]) -> None:
+        """Measures of the arm's next requests, by name; None where a request has none. Those that no guard names are
+        left. Raises ValueError, and adds none of that name, for what is not finite or, for a share, not in 0..1."""
+        into = self._arm(arm)
+        for name in self._measured.keys() & measures.keys():
+            values = np.asarray([value for value in measures[name] if value is not None], dtype=np.float64)
+            most = np.inf if name in self._medians else 1.0
+            if not (np.isfinite(values) & (values >= 0) & (values <= most)).all():
+                raise ValueError(f"measure {name} must be finite, from 0{'' if name in self._medians else ' to 1'}")
+            into.measures[name].add(values)
+            canary, control = self._measured[name].add(arm, values)
+            if len(canary):
+                self._judge_measure(name, canary, control)
 
     def add_rewards(self, arm: TrialArm, values: Sequence[float]) -> None:
         """What the arm's next requests earned, in order: 0.0 where no feedback came. A sum of several events beyond
@@ -109,8 +128,8 @@ class Analysis:
 
     def verdict(self) -> Verdict:
         canary, control = self._arms["canary"].requests, self._arms["control"].requests
-        on = [name for name in RISK_SHARES if getattr(self._guards, name) is not None]
-        guards = tuple(result_of(n, self._judges.get(n), self._arms["canary"], self._arms["control"]) for n in on)
+        arms = self._arms["canary"], self._arms["control"]
+        guards = tuple(result_of(name, self._judges.get(name), *arms) for name in guards_of(self._guards))
         states = {guard.state for guard in guards}
         if not canary or not control:
             missing = sentences.NO_CANARY if not canary else sentences.NO_CONTROL
@@ -128,9 +147,17 @@ class Analysis:
     def _judge_outcomes(self, canary: Codes, control: Codes) -> None:
         if not len(canary):
             return
-        for judge in self._judges.values():
+        for name in LETTERS_OF:
+            judge = self._judges.get(name)
             if isinstance(judge, ShareJudge):
                 judge.add(canary, control)
+
+    def _judge_measure(self, name: str, canary: Values, control: Values) -> None:
+        judge = self._judges[name]
+        if isinstance(judge, LatencyJudge):
+            judge.add(canary, control, self._medians[name].before(control)[:, 0])
+        elif isinstance(judge, ShareJudge):
+            judge.judge(canary - control)
 
     def _judge_latencies(self, canary: Values, control: Values) -> None:
         if not len(canary):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from registry.analysis.betting import EVEN, RARE, Bets, Values
 from registry.analysis.verdict import GuardState
-from registry.plan import LatencyGuard, RateGuard, RewardGuard, RolloutPlan
+from registry.plan import Guards, LatencyGuard, RateGuard, RewardGuard, RolloutPlan
 from registry.traffic import ABSTAINED, EMPTY, FAILURES
 
 Codes = npt.NDArray[np.uint8]
@@ -23,6 +23,9 @@ RISK_SHARES: Mapping[str, float] = {
     "error": 0.5, "p50": 0.08, "p95": 0.1, "p99": 0.06, "abstained": 0.03, "empty": 0.03, "reward": 0.2,
 }  # fmt: skip
 """Parts of `false_rollback_ratio`, scaled up where guards are off. Errors get most: they must be found soonest."""
+
+MEASURE_RISK_SHARE = 0.05
+"""The same of each guard of a measure."""
 
 LETTERS: Mapping[str, frozenset[str]] = {
     "error": FAILURES,
@@ -63,7 +66,8 @@ class Judge:
 
 
 class ShareJudge(Judge):
-    """A share of requests: d = canary's - control's - margin, each 1 where the outcome is one of `letters`."""
+    """A share of requests: d = canary's - control's - margin, each 1 where the outcome is one of `letters`; or the mean
+    of a measure from 0 to 1, given to `judge`."""
 
     def __init__(self, guard: RateGuard, letters: frozenset[str], fails_at: float, passes_at: float) -> None:
         passing = None if guard.pass_margin is None else Bets(guard.pass_margin - 1, passes_at, RARE)
@@ -72,7 +76,10 @@ class ShareJudge(Judge):
         self._counts = letter_table(letters)
 
     def add(self, canary: Codes, control: Codes) -> None:
-        rise = self._counts[canary].astype(float) - self._counts[control]
+        self.judge(self._counts[canary].astype(float) - self._counts[control])
+
+    def judge(self, rise: Values) -> None:
+        """Of each pair, canary's - control's, -1..1."""
         self.pairs += len(rise)
         self.failing.add(rise - self.guard.margin)
         if self.passing is not None and self.guard.pass_margin is not None:
@@ -144,19 +151,26 @@ class RewardJudge(Judge):
         return "Pass" if self.guard.superiority else super().state
 
 
+def guards_of(guards: Guards) -> dict[str, RateGuard]:
+    """Those in use, by name."""
+    fixed = {name: getattr(guards, name) for name in RISK_SHARES if getattr(guards, name) is not None}
+    return {**fixed, **guards.shares, **guards.medians}
+
+
 def judges_of(plan: RolloutPlan, reward_range: tuple[float, float]) -> dict[str, Judge]:
     """By name, the guards in use that can be judged: a reward that is always 0 cannot."""
-    guards = {name: getattr(plan.guards, name) for name in RISK_SHARES if getattr(plan.guards, name) is not None}
+    guards = guards_of(plan.guards)
     if reward_range[0] == reward_range[1]:
         guards.pop("reward", None)
-    total = sum(RISK_SHARES[name] for name in guards)
+    shares = {name: RISK_SHARES.get(name, MEASURE_RISK_SHARE) for name in guards}
+    total = sum(shares.values())
     judges: dict[str, Judge] = {}
     for name, guard in guards.items():
-        fails_at, passes_at = total / (RISK_SHARES[name] * plan.false_rollback_ratio), 1 / plan.false_pass_ratio
+        fails_at, passes_at = total / (shares[name] * plan.false_rollback_ratio), 1 / plan.false_pass_ratio
         if isinstance(guard, RewardGuard):
             judges[name] = RewardJudge(guard, reward_range, fails_at, passes_at)
         elif isinstance(guard, LatencyGuard):
             judges[name] = LatencyJudge(guard, fails_at, passes_at)
         else:
-            judges[name] = ShareJudge(guard, LETTERS[name], fails_at, passes_at)
+            judges[name] = ShareJudge(guard, LETTERS.get(name, frozenset()), fails_at, passes_at)
     return judges

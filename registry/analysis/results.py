@@ -13,17 +13,22 @@ from registry.analysis import sentences
 from registry.analysis.confidence import MeanLimits, Sketch, share_limits
 from registry.analysis.guards import LETTERS, QUANTILES, Judge, LatencyJudge, RewardJudge, ShareJudge
 from registry.analysis.verdict import GuardResult
+from registry.plan import Guards
 
 
 class Arm:
     """What one arm did. The limits of each number miss it, at any time, with probability `miss_ratio` at most."""
 
-    def __init__(self, reward_range: tuple[float, float], miss_ratio: float) -> None:
+    def __init__(self, guards: Guards, reward_range: tuple[float, float], miss_ratio: float) -> None:
         self.outcomes = np.zeros(256, dtype=np.int64)
         """Requests by outcome, at the letter's code."""
         self.latencies = Sketch()
         lowest, highest = reward_range
         self.rewards = MeanLimits(lowest, highest, miss_ratio) if lowest < highest else None
+        self.measures: dict[str, Sketch | MeanLimits] = {
+            **{name: MeanLimits(0.0, 1.0, miss_ratio) for name in guards.shares},
+            **{name: Sketch() for name in guards.medians},
+        }
         self._miss_ratio = miss_ratio
 
     @property
@@ -39,9 +44,12 @@ class Arm:
                 return Estimate()
             ones = int(self.outcomes[[ord(letter) for letter in LETTERS[name]]].sum())
             return Estimate(ones / requests, *share_limits(ones, requests, self._miss_ratio))
-        if self.rewards is None or not self.rewards.count:
+        measured = self.measures.get(name, self.rewards)
+        if isinstance(measured, Sketch):
+            return Estimate(*measured.quantile(0.5, self._miss_ratio))
+        if measured is None or not measured.count:
             return Estimate()
-        return Estimate(self.rewards.mean, *self.rewards.limits())
+        return Estimate(measured.mean, *measured.limits())
 
 
 @dataclass(frozen=True, slots=True)

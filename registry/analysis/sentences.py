@@ -45,8 +45,8 @@ def risk(fails_at: float) -> str:
 def of_share(guard: RateGuard, result: GuardResult) -> str:
     if result.canary is None or result.control is None:
         return f"{result.name}: no answers of both arms yet"
-    does = DOES[result.name]
-    seen = f"canary {does} {percent(result.canary)} of requests, control {percent(result.control)}"
+    does, what = DOES.get(result.name, "has"), "requests" if result.name in DOES else "answers"
+    seen = f"canary {does} {percent(result.canary)} of {what}, control {percent(result.control)}"
     return f"{result.name}: {seen}; {_share_reason(guard, result)}"
 
 

@@ -4,7 +4,7 @@
 `run`. It decides nothing itself: `registry.rollout` does.
 """
 
-from registry.controller.loop import Controller, Ports, Settings, run
+from registry.controller.loop import Controller, Ports, Settings, Ticks, run
 from registry.controller.switchboard import Found, Switchboard, Visit
 
-__all__ = ["Controller", "Found", "Ports", "Settings", "Switchboard", "Visit", "run"]
+__all__ = ["Controller", "Found", "Ports", "Settings", "Switchboard", "Ticks", "Visit", "run"]

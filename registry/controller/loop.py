@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from registry.analysis.verdict import LiveVerdict
 from registry.controller.switchboard import Found, Switchboard
@@ -47,6 +47,14 @@ class Settings:
     live_s: float = 3.0
     purge_every_s: float = 3600.0
     keep_evidence_s: float = 30 * 86_400.0
+
+
+class Ticks(Protocol):
+    """What `run` runs: a controller, or something around one."""
+
+    def tick(self, now: float) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +303,7 @@ class Controller:
         self._evidence.purge(self._settings.keep_evidence_s)
 
 
-def run(controller: Controller, stop: threading.Event, *, tick_s: float = 0.25, wall: Callable[[], float]) -> None:
+def run(controller: Ticks, stop: threading.Event, *, tick_s: float = 0.25, wall: Callable[[], float]) -> None:
     """Tick until `stop` is set, then give the lease back. Nothing but `stop` ends it."""
     away = False
     while not stop.is_set():

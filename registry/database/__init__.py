@@ -5,6 +5,6 @@ one command brings the whole schema up to date.
 """
 
 from registry.database.engine import Database, metadata, open_database
-from registry.database.migrate import migrate
+from registry.database.migrate import migrate, migrate_down, schema_versions
 
-__all__ = ["Database", "metadata", "migrate", "open_database"]
+__all__ = ["Database", "metadata", "migrate", "migrate_down", "open_database", "schema_versions"]

@@ -23,6 +23,7 @@ MAX_WHO_CHARS = 200
 MAX_WHY_CHARS = 2000
 MAX_ID_CHARS = 256
 LATENCY_DIGITS = 2
+MEASURE_DIGITS = 4
 
 _TRAFFIC_KEYS = frozenset(f.name for f in fields(Traffic))
 _SHADOW_KEYS = frozenset(f.name for f in fields(ShadowCounts))
@@ -92,12 +93,19 @@ def encode_block(block: Block) -> str:
         value["t"] = block.tokens
     if block.agreed:
         value["g"] = block.agreed
+    if block.measures:
+        value["m"] = {name: [_rounded(one) for one in column] for name, column in block.measures.items()}
     return to_json(value, "block")
 
 
 def decode_block(at_s: float, text: str) -> Block:
     value = orjson.loads(text)
-    return Block(at_s, tuple(value["l"]), value["o"], value.get("t", ""), value.get("g", ""))
+    measures = {name: tuple(column) for name, column in value.get("m", {}).items()}
+    return Block(at_s, tuple(value["l"]), value["o"], value.get("t", ""), value.get("g", ""), measures)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, MEASURE_DIGITS)
 
 
 def check_block(block: Block) -> None:
@@ -107,6 +115,12 @@ def check_block(block: Block) -> None:
         if len(text) != requests * width and (text or name == "outcomes"):
             raise BadInput(
                 f"{name} holds {len(text)} characters for {requests} requests: give {width} per request", field=name
+            )
+    for name, column in block.measures.items():
+        if len(column) != requests or not all(one is None or 0 <= one < float("inf") for one in column):
+            raise BadInput(
+                f"measure {name!r} must hold a finite number from 0, or null, for each of {requests} requests",
+                field="measures",
             )
     if not all(0 <= ms < float("inf") for ms in block.latencies_ms):
         raise BadInput(

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from registry.files import replace_file
 from serving.client import PalateClient
 from serving.commands import HomeOption, JsonOption, console, home_of
 from serving.errors import BadRequest, Overloaded
@@ -205,9 +206,7 @@ class _Resume:
 
     def write(self, done: _Done) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps({"offset": done.offset, "line": done.line, "items": done.items}))
-        temporary.replace(self._path)
+        replace_file(self._path, json.dumps({"offset": done.offset, "line": done.line, "items": done.items}))
 
     def clear(self) -> None:
         self._path.unlink(missing_ok=True)

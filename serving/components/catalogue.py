@@ -22,7 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from serving.errors import BadRequest
-from serving.schema import Filters, Item
+from serving.schema import AppSpec, Filters, Item
 from serving.schema.app_spec import AttributeKind
 
 RANGE_OPERATORS = ("gt", "gte", "lt", "lte")
@@ -119,6 +119,18 @@ class Columns:
             compare = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}[operator]
             passed &= compare(column, number)
         return passed
+
+
+def check_item(item: Item, spec: AppSpec) -> None:
+    """Raises BadRequest when an item cannot be searched or filtered on as app.yaml says."""
+    validate_attributes(item, spec.items.attributes)
+    if "\n" in item.id:
+        raise BadRequest(f"item id {item.id!r} holds a line break", field="id")
+    if not any(str(item.fields.get(name) or "").strip() for name in spec.items.text):
+        raise BadRequest(
+            f"item {item.id!r} has no text: at least one of the fields {list(spec.items.text)} must not be empty",
+            field="fields",
+        )
 
 
 def validate_attributes(item: Item, kinds: Mapping[str, AttributeKind]) -> None:
@@ -235,8 +247,28 @@ class Catalogue:
         """(rows,) True where a row is live and passes; None when every row does. Raises BadRequest."""
         live, dead = self._live, self._dead
         if filters:
-            return self._columns.mask(filters, len(live)) & live
+            return self._columns.mask(self._resolved(filters), len(live)) & live
         return live if dead else None
+
+    def _resolved(self, filters: Filters) -> Filters:
+        """With numbers for what says "least_of" and "most_of" these items; such a bound is left out where none of them
+        is here any more, or has the number."""
+        return {
+            name: {op: b for op, bound in wanted.items() if (b := self._bound(name, bound)) is not None}
+            if isinstance(wanted, Mapping) and any(isinstance(bound, Mapping) for bound in wanted.values())
+            else wanted
+            for name, wanted in filters.items()
+        }
+
+    def _bound(self, name: str, bound: Any) -> Any:
+        if not isinstance(bound, Mapping) or self._columns.kinds.get(name) != "number":
+            return bound  # the mask says what is wrong with it
+        for key, take in (("least_of", np.min), ("most_of", np.max)):
+            if list(bound) == [key] and isinstance(bound[key], list | tuple):
+                values = self._columns.arrays[name][self.known_rows(map(str, bound[key]))]
+                values = values[~np.isnan(values)]
+                return float(take(values)) if len(values) else None
+        return bound
 
     def check(self, items: Iterable[Item]) -> None:
         """Raises BadRequest where `apply` would: for an attribute of the wrong kind."""

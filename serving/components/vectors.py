@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,63 @@ class SyncReport(NamedTuple):
     kept: int
     embedded: int
     deleted: int
+
+
+class _Text(NamedTuple):
+    item_id: str
+    text: str
+    digest: str
+
+
+class _Writing:
+    """Embeds in the caller's thread and writes one batch behind it, in another."""
+
+    def __init__(
+        self, write: Callable[[Sequence[_Text], Vectors], None], embed: Embed, progress: Progress | None
+    ) -> None:
+        self.kept = 0
+        self._write = write
+        self._embed = embed
+        self._progress = progress
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chroma")
+        self._pending: tuple[int, Future[None]] | None = None
+        self._written = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()  # what is being written becomes whole, also when the next batch failed
+
+    def write(self, batch: Sequence[_Text]) -> None:
+        """Raises what writing the batch before raised."""
+        if not batch:
+            return
+        vectors = np.asarray(self._embed([text.text for text in batch]), np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(batch) or not np.isfinite(vectors).all():
+            raise PhaseFailed(
+                f"the embedder gave {vectors.shape}, finite or not, for {len(batch)} texts", phase="embed"
+            )
+        if self._settle() and self._progress:
+            self._progress(self.kept + self._written)
+        self._pending = len(batch), self._thread.submit(self._write, batch, vectors)
+
+    def finish(self) -> tuple[int, int]:
+        """(kept, embedded), all of it durable."""
+        self._settle()
+        if self._progress:
+            self._progress(self.kept + self._written)
+        return self.kept, self._written
+
+    def _settle(self) -> bool:
+        """Wait for the batch that is being written; False for none."""
+        if self._pending is None:
+            return False
+        count, written = self._pending
+        self._pending = None
+        written.result()
+        self._written += count
+        return True
 
 
 class ChromaVectors:
@@ -83,38 +141,49 @@ class ChromaVectors:
     ) -> SyncReport:
         """Make the collection hold exactly `items`, (id, text) each, by embedding only what is new or changed.
 
-        Each batch is durable when the next begins: a sync that was killed goes on where it stopped. Deletes come last.
+        A batch is written while the next one is embedded: Chroma keeps one core busy, and embedding the others. Each is
+        durable once `progress` has counted it: a sync that was killed goes on where it stopped. Deletes come last.
         Raises BadRequest for an id that comes twice, PhaseFailed where `embed` gives something else than finite rows.
         """
         collection = self._collection(app, fingerprint)
         stale = self._hashes(collection)
-        seen: set[str] = set()
-        changed: list[tuple[str, str, str]] = []
-        kept = embedded = 0
-        for item_id, text in items:
-            if item_id in seen:
-                raise BadRequest(f"item {item_id!r} comes twice; ids are unique", field="items")
-            seen.add(item_id)
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            if stale.pop(item_id, None) == digest:
-                kept += 1
-            else:
-                changed.append((item_id, text, digest))
-            if len(changed) == self._batch:
-                self._write(collection, changed, embed)
-                embedded += len(changed)
-                changed = []
-            if progress and len(seen) % self._batch == 0:
-                progress(kept + embedded)
-        self._write(collection, changed, embed)
-        embedded += len(changed)
+        with _Writing(lambda batch, vectors: self._write(collection, batch, vectors), embed, progress) as writing:
+            seen: set[str] = set()
+            changed: list[_Text] = []
+            for item_id, text in items:
+                if item_id in seen:
+                    raise BadRequest(f"item {item_id!r} comes twice; ids are unique", field="items")
+                seen.add(item_id)
+                digest = hashlib.sha256(text.encode()).hexdigest()
+                if stale.pop(item_id, None) == digest:
+                    writing.kept += 1
+                else:
+                    changed.append(_Text(item_id, text, digest))
+                if len(changed) == self._batch:
+                    writing.write(changed)
+                    changed = []
+            writing.write(changed)
+            kept, embedded = writing.finish()
         gone = list(stale)
         for start in range(0, len(gone), self._batch):
             with _chroma(self._where):
                 collection.delete(ids=gone[start : start + self._batch])
-        if progress:
-            progress(kept + embedded)
         return SyncReport(kept, embedded, len(gone))
+
+    def keep(self, app: str, wanted: Collection[tuple[str, str]]) -> list[str]:
+        """Remove the collections below `app` ("APP.…") but those in `wanted`, (app as given to `sync`, fingerprint);
+        the names that went. One that another process syncs into just now goes too, and that sync fails."""
+        with _chroma(self._where):
+            there = [(c.name, c.metadata or {}) for c in self._client.list_collections()]
+            gone = [
+                name
+                for name, about in there
+                if str(about.get("app", "")).startswith(f"{app}.")
+                and (about["app"], about.get("embedder_fingerprint")) not in wanted
+            ]
+            for name in gone:
+                self._client.delete_collection(name)
+        return gone
 
     def vectors(self, app: str, fingerprint: str, ids: Sequence[str]) -> Vectors:
         """(len(ids), dimension) float32 in the order of `ids`; (0, 0) for none. Raises NotFound for a missing one."""
@@ -160,21 +229,13 @@ class ChromaVectors:
             if len(page["ids"]) < HASH_PAGE:
                 return hashes
 
-    def _write(self, collection: Any, changed: Sequence[tuple[str, str, str]], embed: Embed) -> None:
-        if not changed:
-            return
-        ids, texts, digests = zip(*changed, strict=True)
-        vectors = np.asarray(embed(texts), np.float32)
-        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
-            raise PhaseFailed(
-                f"the embedder gave {vectors.shape}, finite or not, for {len(texts)} texts", phase="embed"
-            )
+    def _write(self, collection: Any, batch: Sequence[_Text], vectors: Vectors) -> None:
         with _chroma(self._where):
             collection.upsert(
-                ids=list(ids),
+                ids=[text.item_id for text in batch],
                 embeddings=vectors,
-                documents=list(texts),
-                metadatas=[{"text_sha256": digest} for digest in digests],
+                documents=[text.text for text in batch],
+                metadatas=[{"text_sha256": text.digest} for text in batch],
             )
 
     def _release(self) -> None:

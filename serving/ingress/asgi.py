@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,13 +15,30 @@ from serving.compute import make_room_for_waiting
 from serving.config import ServingConfig
 from serving.evidence import EvidenceRecorder
 from serving.feedback import FeedbackRecorder
-from serving.ingress import catalogue, embeddings, feedback, openapi, operations, problems, query, rollouts, webhooks
+from serving.ingress import (
+    catalogue,
+    chat,
+    embeddings,
+    feedback,
+    inference_v2,
+    openapi,
+    operations,
+    problems,
+    query,
+    rollouts,
+    startup,
+    webhooks,
+)
+from serving.ingress.memory import Memory
 from serving.ingress.recent import RecentTraces
 from serving.ingress.rollouts import Steering
 from serving.keys import ApiKeys, RateLimiter
+from serving.periodic import Periodic
 from serving.ports import FeedbackStore, ItemStore
 from serving.router import Router
 from serving.trace import TraceWriter
+
+GAUGES_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,7 @@ class Services:
     feedback_store: FeedbackStore
     traces: TraceWriter
     recent: RecentTraces
+    memory: Memory
     trace_secret: bytes
     steering: Steering
     wall_clock: Callable[[], float]
@@ -52,7 +71,10 @@ def build_ingress(services: Services) -> FastAPI:
         make_room_for_waiting()
         await services.router.refresh()
         services.router.start(services.config.traffic_poll_s, services.config.refresh_s)
+        gauges = Periodic("gauges", GAUGES_EVERY_S, lambda: operations.note_gauges(services))
+        await startup.hold(services, services.config.ready_within_s)
         yield
+        await asyncio.to_thread(gauges.close)
         await services.arms.close()
         await services.router.close()
         services.close()
@@ -66,7 +88,7 @@ def build_ingress(services: Services) -> FastAPI:
         lifespan=lifespan,
     )
     api.state.services = services
-    for module in (query, feedback, catalogue, embeddings, operations, rollouts, webhooks):
+    for module in (query, chat, inference_v2, feedback, catalogue, embeddings, operations, rollouts, webhooks):
         api.include_router(module.routes)
     problems.install(api)
     openapi.install(api)

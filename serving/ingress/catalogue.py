@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from serving.components.catalogue import validate_attributes
+from serving.components.catalogue import check_item
 from serving.errors import BadRequest, TooLarge
 from serving.ingress.access import admit, read_body, services_of
 from serving.ingress.models import DeleteRequest, ItemsRequest, parse
 from serving.ingress.problems import trace_id_of
-from serving.schema import AppSpec, Item
+from serving.schema import Item
 
 routes = APIRouter()
 
@@ -61,18 +61,6 @@ async def delete_items(app: str, request: Request) -> Response:
     _refuse_more(len(ids), services.config.limits.max_items, "ids")
     seq = await asyncio.to_thread(services.items.delete, app, ids)
     return _json(request, {"deleted": len(ids), "sequence": seq})
-
-
-def check_item(item: Item, spec: AppSpec) -> None:
-    """Raises BadRequest when an item cannot be searched or filtered on as app.yaml says."""
-    validate_attributes(item, spec.items.attributes)
-    if "\n" in item.id:
-        raise BadRequest(f"item id {item.id!r} holds a line break", field="id")
-    if not any(str(item.fields.get(name) or "").strip() for name in spec.items.text):
-        raise BadRequest(
-            f"item {item.id!r} has no text: at least one of the fields {list(spec.items.text)} must not be empty",
-            field="fields",
-        )
 
 
 def _refuse_more(count: int, limit: int, field: str) -> None:

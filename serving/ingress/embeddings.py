@@ -67,9 +67,13 @@ async def embeddings(request: Request) -> Response:
 
 @routes.get("/v1/models", response_class=Response, tags=["openai"])
 async def models(request: Request) -> Response:
-    """The apps, as the models of the OpenAI protocol."""
+    """The apps, as the models of the OpenAI protocol, and their bare language models."""
     key = await admit(request, "query")
-    names = [name for name in services_of(request).router.apps() if may_use(key, name)]
+    names: list[str] = []
+    for name, served in services_of(request).router.apps().items():
+        if may_use(key, name):
+            names.append(name)
+            names += [f"{name}:base"] if served is not None and served.spec.language_model is not None else []
     data = [{"id": name, "object": "model", "created": 0, "owned_by": "palate"} for name in names]
     headers = {"x-trace-id": trace_id_of(request)}
     return Response(orjson.dumps({"object": "list", "data": data}), headers=headers, media_type="application/json")

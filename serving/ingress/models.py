@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from serving.errors import BadRequest
 
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+Form = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
 Who = Annotated[str, Field(min_length=1, max_length=256)]
 Texts = Annotated[
     list[str],
@@ -51,6 +52,13 @@ class QueryRequest(Request):
         max_length=100,
         description="Items that the results should resemble (they are left out); ids that are no items are ignored.",
     )
+
+    generate: bool | Form | None = Field(
+        None, description="An answer in words, or one of the app's forms of it. Default: where the app has one."
+    )
+    stream: bool = Field(False, description="The answer as server-sent events: results, text ..., done or error.")
+    max_tokens: int | None = Field(None, ge=1, description="Shorter answers than the app's.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="The same seed, the same answer.")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> QueryRequest:
@@ -148,6 +156,50 @@ class LineModel(BaseModel):
     abstained: bool
 
 
+class UnderstoodModel(BaseModel):
+    """What was made of the query. `filters` hold beside those of the request; `confidence` is 0..1."""
+
+    text: str
+    intent: str
+    entities: dict[str, Any]
+    filters: dict[str, Any]
+    confidence: float
+    engine: str
+
+
+class CheckModel(BaseModel):
+    name: str
+    passed: bool
+    score: float
+    reason: str
+
+
+class GeneratedModel(BaseModel):
+    """`data` is the JSON of a structured answer. `checks` are those of the model's last try; `repaired`: how many more
+    tries it took; `fallback`: why a template answers in the model's place, "" where it does not."""
+
+    text: str
+    data: Any = None
+    form: str
+    finish_reason: str
+    checks: list[CheckModel]
+    repaired: int
+    fallback: str
+    usage: dict[str, int]
+    model: str
+    adapter: str
+    first_ms: float
+    tokens_per_s: float
+
+
+class SessionModel(BaseModel):
+    """`turns` that were remembered; `recalled`, `kept`: false where the store was away."""
+
+    turns: int
+    recalled: bool
+    kept: bool
+
+
 class AnswerModel(BaseModel):
     """`results` are those of the first line; `abstained`: none is good enough to be acted on without a person."""
 
@@ -158,6 +210,9 @@ class AnswerModel(BaseModel):
     abstained: bool
     timings_ms: dict[str, float]
     lines: list[LineModel] | None = None
+    understood: UnderstoodModel | None = None
+    answer: GeneratedModel | None = None
+    session: SessionModel | None = None
 
 
 class AnswersModel(BaseModel):

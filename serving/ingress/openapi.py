@@ -17,6 +17,7 @@ from serving.ingress.models import (
     Problem,
     QueryRequest,
 )
+from serving.ingress.openai_models import ChatRequest, CompletionRequest
 from serving.ingress.rollout_docs import RolloutRequest
 
 BODIES: dict[tuple[str, str], type[BaseModel]] = {
@@ -25,6 +26,8 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("/v1/apps/{app}/items", "put"): ItemsRequest,
     ("/v1/apps/{app}/items", "delete"): DeleteRequest,
     ("/v1/embeddings", "post"): EmbeddingsRequest,
+    ("/v1/chat/completions", "post"): ChatRequest,
+    ("/v1/completions", "post"): CompletionRequest,
     ("/v1/apps/{app}/rollout", "post"): RolloutRequest,
 }
 _IDS = {"type": "array", "items": {"type": "string"}}
@@ -41,7 +44,16 @@ PARAMETERS: dict[tuple[str, str], dict[str, tuple[dict[str, Any], str]]] = {
 }
 """Query parameters that routes read from the request: name -> (schema, description)."""
 
-OPEN = ("/healthz", "/readyz", "/metrics", WEBHOOK_PATH)
+OPEN = (
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/{app}/ready",
+    WEBHOOK_PATH,
+)
 """Routes that take no key; the webhook is signed instead."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -12,7 +12,19 @@ from serving import metrics
 from serving.ingress.access import admit, may_use, services_of
 from serving.ingress.problems import trace_id_of
 
+if TYPE_CHECKING:
+    from serving.ingress.asgi import Services
+
 routes = APIRouter()
+
+
+def note_gauges(services: Services) -> None:
+    """Set the gauges of this process. Whoever answers for all processes of a node cannot ask them for it."""
+    metrics.TRACES_DROPPED.set(services.traces.dropped)
+    metrics.SPOOLED.set(services.feedback.pending)
+    metrics.EVIDENCE_WAITING.set(services.evidence.waiting)
+    for app, served in services.router.apps().items():
+        metrics.QUEUE_DEPTH.labels(app).set(served.waiting if served is not None else 0)
 
 
 @routes.get("/healthz", tags=["operations"])
@@ -32,12 +44,7 @@ async def readyz(request: Request) -> Response:
 @routes.get("/metrics", tags=["operations"])
 async def prometheus(request: Request) -> Response:
     """Prometheus text format, for all processes of this node."""
-    services = services_of(request)
-    metrics.TRACES_DROPPED.set(services.traces.dropped)
-    metrics.SPOOLED.set(services.feedback.pending)
-    metrics.EVIDENCE_WAITING.set(services.evidence.waiting)
-    for app, served in services.router.apps().items():
-        metrics.QUEUE_DEPTH.labels(app).set(served.waiting if served is not None else 0)
+    note_gauges(services_of(request))
     text = await asyncio.to_thread(metrics.render)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -13,6 +14,10 @@ from serving.errors import STATUS, Overloaded, PalateError, PhaseFailed, Unautho
 from serving.logs import get_log
 
 log = get_log(__name__)
+
+OPENAI_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Where errors have the shape of the OpenAI protocol."""
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def trace_id_of(request: Request) -> str:
@@ -59,8 +64,27 @@ def _body(
     request: Request, status: int, title: str, detail: str, field: str | None, headers: dict[str, str]
 ) -> Response:
     trace_id = trace_id_of(request)
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "trace_id": trace_id}
-    if field:
-        body["field"] = field
     headers["x-trace-id"] = trace_id
+    if request.url.path in OPENAI_PATHS:
+        return Response(
+            orjson.dumps(openai_error(status, detail, field)), status, headers, media_type="application/json"
+        )
+    body = _problem(status, title, detail, field, trace_id)
     return Response(orjson.dumps(body), status, headers, media_type="application/problem+json")
+
+
+def problem_json(error: PalateError, trace_id: str) -> dict[str, Any]:
+    """The problem body, for what goes wrong after the status was sent."""
+    return _problem(status_of(error), error.title, error.detail, error.field, trace_id)
+
+
+def _problem(status: int, title: str, detail: str, field: str | None, trace_id: str) -> dict[str, Any]:
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "trace_id": trace_id}
+    return {**body, "field": field} if field else body
+
+
+def openai_error(status: int, detail: str, field: str | None) -> dict[str, Any]:
+    """The error body of the OpenAI protocol."""
+    code = "model_not_found" if status == 404 and field == "model" else None
+    kind = OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": detail, "type": kind, "param": field, "code": code}}

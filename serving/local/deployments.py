@@ -8,6 +8,7 @@ judged by `serving.local.arm_state`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import threading
@@ -26,6 +27,7 @@ from registry.schema import ReleaseVersion
 from registry.traffic import ArmReport, Traffic, TrialArm
 from serving.config import ServingConfig
 from serving.local.arm_state import Judged, judge
+from serving.local.engines import Engines
 from serving.logs import get_log
 from serving.units import arm_application_name, deploy, split_application_name
 
@@ -73,6 +75,15 @@ def wanted_arms(traffic: Mapping[str, Traffic]) -> dict[str, WantedArm]:
     return {wanted.name: wanted for wanted in found}
 
 
+def wanted_split(named: Sequence[ReleaseVersion]) -> dict[str, ReleaseVersion]:
+    """Application name -> the release, of those that are placed `split`."""
+    return {
+        split_application_name(version.release.app, version.version): version
+        for version in named
+        if version.release.spec.get("placement", {}).get("default") == "split"
+    }
+
+
 def _serves(traffic: Traffic, split: Mapping[str, ReleaseVersion], running: Running) -> bool:
     """Whether the app's stable release runs, as far as that is up to applications of its own."""
     name = split_application_name(traffic.app, traffic.stable)
@@ -86,6 +97,7 @@ class Deployer:
         self._board = board
         self._store = store
         self._config = config
+        self.engines = Engines(store, config)
         self._releases: dict[tuple[str, int], ReleaseVersion] = {}
         self._aliased: dict[str, ReleaseVersion] = {}
         self._asked_at = -ALIAS_EVERY_S
@@ -101,17 +113,21 @@ class Deployer:
 
     def start(self) -> None:
         self._thread.start()
+        self.engines.start()
 
     def close(self) -> None:
         """Stop looking; what runs goes on."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
+        self.engines.close()
 
     def reconcile(self) -> None:
         """One pass. Raises RegistryUnavailable when the traffic cannot be read: everything stays as it is then."""
         traffic = self._board.traffic()
-        split, arms = self._wanted_split(traffic), wanted_arms(traffic)
+        named, arms = self._named(traffic), wanted_arms(traffic)
+        split = wanted_split(named)
+        self.engines.follow([*named, *self._on_trial(arms)])
         if not self._due({*arms, *split}, bool(arms)):
             return
         self._looked_at = time.monotonic()
@@ -121,7 +137,7 @@ class Deployer:
                 deploy(name, version, self._config)
         for arm in arms.values():
             # What serves users comes first: an arm must not take the GPU that a new stable release waits for.
-            if arm.name in running or _serves(arm.traffic, split, running):
+            if arm.name in running or (_serves(arm.traffic, split, running) and self._engine_is_up(arm)):
                 self._follow(arm, running)
         self._delete_unwanted(running, traffic, {*arms, *split})
         for gone in set(self._judged) - set(arms):
@@ -159,6 +175,8 @@ class Deployer:
             version = self._release(wanted.traffic.app, wanted.version)
         except ReleaseNotFound as error:
             return Judged("failed", str(error), final=True)
+        if refusal := self.engines.refusal(version):
+            return Judged("failed", refusal, final=True)
         deploy(wanted.name, version, self._config, wanted.traffic)
         return judged
 
@@ -174,9 +192,29 @@ class Deployer:
             self._board.report_arm(report)
             self._reported[wanted.name] = report
 
+    def _on_trial(self, arms: Mapping[str, WantedArm]) -> list[ReleaseVersion]:
+        found = []
+        for arm in arms.values():
+            with contextlib.suppress(ReleaseNotFound):  # `_deploy` says so
+                found.append(self._release(arm.traffic.app, arm.version))
+        return found
+
+    def _engine_is_up(self, wanted: WantedArm) -> bool:
+        """An arm starts once the engine that answers for it has its adapter: no request finds it half there."""
+        try:
+            version = self._release(wanted.traffic.app, wanted.version)
+        except ReleaseNotFound:
+            return True
+        missing = self.engines.missing(version)
+        if missing and not self.engines.refusal(version):
+            self._report(wanted, Judged("deploying", missing))
+            return False
+        return True
+
     # --- split releases ---
 
-    def _wanted_split(self, traffic: Mapping[str, Traffic]) -> dict[str, ReleaseVersion]:
+    def _named(self, traffic: Mapping[str, Traffic]) -> list[ReleaseVersion]:
+        """The stable release of each app, and those that are kept warm."""
         named = self._by_alias([app for app in self._config.apps if app not in traffic])
         for row in traffic.values():
             for number in (row.stable, *row.warm):
@@ -184,11 +222,7 @@ class Deployer:
                     named.append(self._release(row.app, number))
                 except ReleaseNotFound as error:
                     self._say(str(error))
-        return {
-            split_application_name(version.release.app, version.version): version
-            for version in named
-            if version.release.spec.get("placement", {}).get("default") == "split"
-        }
+        return named
 
     def _release(self, app: str, version: int) -> ReleaseVersion:
         if (app, version) not in self._releases:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from registry.files import replace_file
 from registry.net import port_fault
 from serving.errors import BadRequest
 
@@ -114,11 +115,11 @@ class Home:
             return None
 
     def write_state(self, state: Running) -> None:
-        _replace_json(self.state_file, asdict(state))
+        replace_file(self.state_file, json.dumps(asdict(state)))
 
     def write_deployments(self, deployments: Mapping[str, Any]) -> None:
         """What runs on Ray, for `palate status`."""
-        _replace_json(self.run / "deployments.json", deployments)
+        replace_file(self.run / "deployments.json", json.dumps(deployments))
 
     def deployments(self) -> dict[str, Any]:
         """What was last written; {} before that."""
@@ -138,20 +139,13 @@ class Home:
     def secret(self, name: str) -> bytes:
         """32 random bytes, made on first use, readable by the owner only. Raises SetupError for a file that holds
         something else or cannot be used."""
-        from serving.keys import ensure_secret  # with it comes the database, which few commands need
+        from serving.secret_files import ensure_secret
 
         path = self.root / f"{name}.secret"
         try:
             return ensure_secret(path)
         except (OSError, BadRequest) as error:
             raise SetupError(f"the secret in {path} cannot be used ({error}): see to the file, or delete it") from None
-
-
-def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    temporary.replace(path)
 
 
 def alive(pid: int, created_s: float) -> bool:

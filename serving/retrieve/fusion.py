@@ -2,7 +2,7 @@
 
 Scores are first scaled to 0..1, by what the source's engine gives:
 
-- rules: calibrated probabilities, taken as they are;
+- rules: calibrated probabilities, taken as they are; so are the scores of funnels, which are 1 for their best;
 - dense: cosines; at or below `options.floor` (default 0), where unrelated texts lie, they become 0, where a source that
   stayed silent stands too. The share of the rest is kept, so that a weak best match stays weak;
 - lexical: BM25 has no upper limit and another range for each query, so a list is divided by its best score. With the

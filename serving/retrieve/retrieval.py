@@ -108,6 +108,20 @@ class Retrieval:
         others[[row for row in liked if row < len(others)]] = False
         return others
 
+    def _within(self, name: str, masks: Sequence[Mask | None]) -> Sequence[Mask | None]:
+        """The masks, narrowed to the items that the source is about (`where`); equal ones stay one object, because a
+        source searches the queries that share one together."""
+        where = self._spec.sources[name].where
+        own = self._catalogue.allowed(where) if where else None
+        if own is None:
+            return masks
+        narrowed: dict[int, Mask] = {}
+        for mask in masks:
+            if id(mask) not in narrowed:
+                rows = len(own) if mask is None else min(len(own), len(mask))  # a row may have come between the two
+                narrowed[id(mask)] = own if mask is None else own[:rows] & mask[:rows]
+        return [narrowed[id(mask)] for mask in masks]
+
     async def _vectors(self, source: DenseSource, queries: Sequence[Query]) -> Vectors:
         """Per query the vector to search with: that of its text and record, that of the items it likes, or, with both,
         their mean, in which each liked item counts as much as the text (positive feedback of Rocchio 1971, in The SMART
@@ -144,7 +158,7 @@ class Retrieval:
     ) -> None:
         source, top_k = self._sources[name], self._spec.sources[name].top_k
         asked = [queries[i] for i in which]
-        allowed = [masks[i] for i in which]
+        allowed = self._within(name, [masks[i] for i in which])
         if isinstance(source, DenseSource):
             vectors = await self._vectors(source, asked)
             hits = await compute(source.vectors.search, vectors, allowed, top_k)

@@ -34,6 +34,7 @@ ARM_RETRY_S = 0.5
 """How soon an arm that did not answer is asked again: its processes may start, or come back, at any moment."""
 
 ARM_WARM_S = 5.0
+ARM_ANSWER_S = 60.0
 LOADING = "its release is being loaded"
 
 
@@ -321,6 +322,8 @@ class AppRouter:
         fresh = ServedRelease(key.version, await self._loaded(key, version), means.limits)
         try:
             await (fresh.warm() if key.arm is None else fresh.warm(ARM_WARM_S))
+            if key.arm is not None:  # stable's results are worth having while its engine is not up
+                await fresh.warm_answer(ARM_ANSWER_S)
         except BaseException:
             await fresh.close()
             raise

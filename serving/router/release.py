@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from registry.schema import ReleaseVersion
@@ -16,9 +17,10 @@ from registry.traffic import Traffic, TrialArm
 from serving import metrics
 from serving.batching import Batcher
 from serving.config import Limits
-from serving.errors import NotFound
-from serving.pipeline import Answer, Pipeline
-from serving.ports import Vectors
+from serving.errors import NotFound, PalateError
+from serving.generate.generator import Event, Generated, Generator, Wish
+from serving.pipeline import Answer, Line, Pipeline
+from serving.ports import LanguageModel, Vectors
 from serving.schema import AppSpec, Query
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
@@ -32,7 +34,8 @@ CLOSE_S = 60.0
 class LoadedRelease:
     """A release whose phases are ready. `close` frees them; `embed` is None where no source is dense; `concurrency` is
     how many batches may be under way: three here, so that some are embedded while another is read and answered;
-    `count_tokens` says what `embed` reads of texts, None where that is not known here."""
+    `count_tokens` says what `embed` reads of texts, None where that is not known here; `model` is the app's language
+    model and `generator` the phase generate, which runs here wherever the others do."""
 
     spec: AppSpec
     pipeline: Pipeline
@@ -40,6 +43,8 @@ class LoadedRelease:
     embed: Embed | None = None
     concurrency: int = 3
     count_tokens: CountTokens | None = None
+    model: LanguageModel | None = None
+    generator: Generator | None = None
 
 
 Load = Callable[[ReleaseVersion], Awaitable[LoadedRelease]]
@@ -75,6 +80,48 @@ class ServedRelease:
         async with _gathered([self._batcher.submit(query, deadline) for query in queries]) as answers:
             return answers
 
+    @property
+    def generator(self) -> Generator:
+        """Raises NotFound for an app that generates no answers."""
+        if self._loaded.generator is None:
+            raise NotFound(f"{self.spec.name} generates no answers: it has no section `generate`", field="generate")
+        return self._loaded.generator
+
+    async def generate(
+        self, query: Query, lines: Sequence[Line], wish: Wish, deadline: float, *, last_resort: bool = True
+    ) -> AsyncGenerator[Event, None]:
+        """What the phase generate makes of `lines`; see `Generator.answer`. Closing it ends the work."""
+        try:
+            answer = self.generator.answer(query, lines, wish, deadline, last_resort=last_resort)
+            async with aclosing(answer) as events:
+                async for event in events:
+                    if isinstance(event, Generated):
+                        self._note(event)
+                    yield event
+        except PalateError:
+            metrics.ANSWERS.labels(self.spec.name, self.version, "failed").inc()
+            raise
+
+    def _note(self, generated: Generated) -> None:
+        of = (self.spec.name, self.version)
+        outcome = "template" if generated.fallback else "repaired" if generated.repaired else "first_try"
+        metrics.ANSWERS.labels(*of, outcome).inc()
+        for check in generated.checks:
+            metrics.ANSWER_CHECKS.labels(*of, check.name, "yes" if check.passed else "no").inc()
+        metrics.ANSWER_TOKENS.labels(*of, "prompt").inc(generated.usage.prompt_tokens)
+        metrics.ANSWER_TOKENS.labels(*of, "completion").inc(generated.usage.completion_tokens)
+        metrics.FIRST_TEXT_SECONDS.labels(*of).observe(generated.first_ms / 1000)
+        metrics.ANSWER_SECONDS.labels(*of).observe(generated.total_ms / 1000)
+        if "ms_per_token" in generated.measures:
+            metrics.TOKEN_SECONDS.labels(*of).observe(generated.measures["ms_per_token"] / 1000)
+
+    @property
+    def model(self) -> LanguageModel:
+        """Raises NotFound for an app without one."""
+        if self._loaded.model is None:
+            raise NotFound(f"{self.spec.name} has no language model", field="model")
+        return self._loaded.model
+
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """(len(texts), dimension). Raises NotFound for an app without an embedder."""
         if self._loaded.embed is None:
@@ -88,8 +135,23 @@ class ServedRelease:
 
     async def warm(self, within_s: float = 60.0) -> None:
         """Answer a real query. Raises what the pipeline raises."""
-        text = self.spec.example_query or self.spec.name
-        await self.answer([Query(text)], time.monotonic() + within_s)
+        await self.answer([self._example()], time.monotonic() + within_s)
+
+    async def warm_answer(self, within_s: float) -> None:
+        """Generate a real answer, where the app does: the engine is up and has the adapter. Raises what either
+        raises."""
+        if self._loaded.generator is None:
+            return
+        deadline = time.monotonic() + within_s
+        query = self._example()
+        found = (await self.answer([query], deadline))[0]
+        answer = self._loaded.generator.answer(query, found.lines, Wish(), deadline, last_resort=False)
+        async with aclosing(answer) as events:
+            async for _ in events:
+                pass
+
+    def _example(self) -> Query:
+        return Query(self.spec.example_query or self.spec.name)
 
     async def close(self) -> None:
         """Finish what was begun, then free it. Cancelling it ends the wait, and frees it all the same."""
@@ -98,6 +160,8 @@ class ServedRelease:
                 await self._batcher.close()
         except (TimeoutError, asyncio.CancelledError):
             pass  # a pipeline that hangs: every request in it was answered, or refused, at its deadline
+        if self._loaded.model is not None:
+            await self._loaded.model.close()
         await asyncio.to_thread(self._loaded.close)
 
     async def _answer_batch(self, queries: Sequence[Query]) -> list[Answer]:

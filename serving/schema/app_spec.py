@@ -15,6 +15,13 @@ from serving.schema.record_spec import RecordSpec
 from serving.schema.spec import Spec
 from serving.schema.train_spec import TrainSpec
 
+FUNNELS: dict[str, dict[str, float]] = {
+    "popularity": {"half_life_days": 30.0, "views": 0.4, "orders": 0.6},
+    "content": {"half_life_days": 90.0, "asked": 0.5, "profile": 0.5},
+    "collaborative": {"half_life_days": 90.0, "shrinkage": 10.0, "neighbours": 50, "users": 0.5, "items": 0.5},
+    "contextual": {"half_life_days": 90.0, "slots": 8, "smoothing": 20.0},
+}
+"""Engines that learn from what users did, with the defaults of their options; see `training.funnels`."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,62}$")]
 AttributeKind = Literal["keyword", "number", "bool"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -31,10 +38,13 @@ class ItemsSpec(Spec):
 class SourceSpec(Spec):
     """One way to propose candidates. `engine` names the adapter; the other keys are what that adapter reads."""
 
-    engine: Literal["rules", "lexical", "dense", "drill"]
+    engine: Literal["rules", "lexical", "dense", "drill", "popularity", "content", "collaborative", "contextual"]
     top_k: int = Field(10, ge=1, le=1000)
     fields: dict[str, float] = Field(default_factory=dict, description="Field -> weight; default: items.text, each 1.")
     weight: float = Field(1.0, ge=0, description="Its weight in a weighted or rrf fusion.")
+    where: dict[str, Any] = Field(
+        default_factory=dict, description="Only items that pass these filters, written as those of a query."
+    )
     embedder: str = Field("minilm", description="dense: a folder beside app.yaml, or `minilm`, which a package ships.")
     precision: Literal["auto", "float32", "int8"] = Field(
         "auto", description="dense: auto = int8 if it passed its gate."
@@ -43,7 +53,22 @@ class SourceSpec(Spec):
     search: Literal["auto", "exact", "ann"] = Field("auto", description="dense: auto = exact up to 20,000 items.")
     record: bool = Field(False, description="dense: the embedder reads the record of queries and items, too.")
     aliases: str | None = Field(None, description="rules: YAML file beside app.yaml; canonical word -> its spellings.")
+    context: tuple[str, ...] = Field((), description="contextual: fields of the query's record that it goes by.")
     options: dict[str, float] = Field(default_factory=dict, description="Engine constants; see the engine's docs.")
+
+    @model_validator(mode="after")
+    def _funnel_fits(self) -> SourceSpec:
+        if self.engine in FUNNELS and self.fields:
+            raise ValueError(f"`fields` are for sources that read texts; engine `{self.engine}` reads none")
+        if (self.engine == "contextual") != bool(self.context):
+            fix = "needs `context`" if self.engine == "contextual" else "has no `context`"
+            raise ValueError(f"a source of engine `{self.engine}` {fix}")
+        known = FUNNELS.get(self.engine, {})
+        if self.engine in FUNNELS and (unknown := sorted(set(self.options) - set(known))):
+            raise ValueError(f"a source of engine `{self.engine}` has the options {sorted(known)}, not {unknown}")
+        if self.engine in FUNNELS and (low := sorted(name for name, value in self.options.items() if value < 0)):
+            raise ValueError(f"options of a source of engine `{self.engine}` are 0 or more: {low}")
+        return self
 
     @model_validator(mode="after")
     def _dense_options(self) -> SourceSpec:
@@ -66,6 +91,8 @@ class SourceSpec(Spec):
             "rules": {"aliases", "options"},
             "lexical": {"options"},
             "drill": {"options"},
+            "contextual": {"context", "options"},
+            **dict.fromkeys(FUNNELS.keys() - {"contextual"}, {"options"}),
         }
         for engine, keys in allowed.items():
             for key in sorted(keys - allowed[self.engine]):
@@ -125,6 +152,11 @@ class FeedbackSpec(Spec):
         default_factory=lambda: {"select": 1.0, "click": 0.2, "order": 1.0, "reject": -0.5}
     )
     learn_expansions: bool = Field(False, description="A selection teaches the user's own abbreviations to `rules`.")
+    source: str | None = Field(
+        None,
+        description="What users did before Palate, for the sources that learn from it: a .jsonl file beside app.yaml, or "
+        "a script (.py, with arguments) that prints lines {user, item, event, at_s, record}.",
+    )
 
 
 class AutoscalingSpec(Spec):
@@ -209,6 +241,17 @@ class AppSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _wheres_are_attributes(self) -> AppSpec:
+        for name, source in self.retrieve.sources.items():
+            unknown = sorted(set(source.where) - set(self.items.attributes))
+            if unknown:
+                raise ValueError(
+                    f"retrieve.sources.{name}.where names {unknown}, but items.attributes has "
+                    f"{sorted(self.items.attributes)}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _gates_name_sets(self) -> AppSpec:
         for name, train in self.train.items():
             unknown = sorted(set(train.gates) - {*self.evaluation, "feedback"})
@@ -236,6 +279,14 @@ class AppSpec(Spec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _contexts_are_declared(self) -> AppSpec:
+        known = sorted(self.record.fields) if self.record is not None else []
+        for name, source in self.retrieve.sources.items():
+            if unknown := sorted(set(source.context) - set(known)):
+                raise ValueError(f"retrieve.sources.{name}.context names {unknown}, but record.fields has {known}")
+        return self
+
     def record_field(self, source: SourceSpec) -> str | None:
         """The item field whose record a source reads; None where it reads text alone."""
         return self.record.field if source.record and self.record is not None else None
@@ -254,7 +305,16 @@ def load_app_spec(path: Path) -> AppSpec:
         raise BadRequest(f"there is no {file}: an app is a folder with an app.yaml", field="app.yaml") from None
     except yaml.YAMLError as error:
         raise BadRequest(f"{file} is not YAML: {error}", field="app.yaml") from None
-    return parse_app_spec(raw, f"{file}: ")
+    return parse_app_spec(_with_model_folder(raw, file.parent), f"{file}: ")
+
+
+def _with_model_folder(raw: Any, folder: Path) -> Any:
+    """A language model that lies beside app.yaml, by its whole path: who loads it knows the spec only."""
+    language_model = raw.get("language_model") if isinstance(raw, dict) else None
+    model = language_model.get("model") if isinstance(language_model, dict) else None
+    if not isinstance(model, str) or not (folder / model / "config.json").is_file():
+        return raw
+    return {**raw, "language_model": {**language_model, "model": str((folder / model).resolve())}}
 
 
 def parse_app_spec(raw: Any, where: str = "") -> AppSpec:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Filters = Mapping[str, Any]
-"""Attribute name -> a value, a list of values (any of them), or a range `{"gte": 1, "lt": 9}`."""
+"""Attribute name -> a value, a list of values (any of them), or a range `{"gte": 1, "lt": 9}`. In place of a number a
+range takes `{"least_of": [ids]}` or `{"most_of": [ids]}`: the least or the most that these items have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Query:
 
     `record` is the structured part, for embedders that read one. `like` are ids of items that the results should
     resemble; they are not among the results themselves. With either, the text may be empty. `history` are the turns of
-    its session that are remembered, oldest first.
+    its session that are remembered, oldest first. `prefer` says, in the form of filters, what results had better have:
+    sources that know attributes weigh it, nothing is left out for it.
     """
 
     text: str
@@ -51,6 +53,7 @@ class Query:
     record: Mapping[str, Any] = field(default_factory=dict)
     like: tuple[str, ...] = ()
     history: tuple[Turn, ...] = ()
+    prefer: Filters = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ class Understood:
     `query.text` is the cleaned text to retrieve with; `raw` is the line as it was written. `quantity` is the number as
     written, in `unit` ("bottle", "box", or None where the line names none). `intent` is one of the app's own ("" where
     the engine names none), `entities` what it found in the text, `confidence` 0..1; its filters stand in
-    `query.filters`, beside those that the request gave, which always hold.
+    `query.filters`, beside those that the request gave, which always hold. `engine` is what made it ("rules", "llm", ""
+    for engines that only read lines), `rest` the words that are no entity.
     """
 
     query: Query
@@ -71,6 +75,8 @@ class Understood:
     intent: str = ""
     entities: Mapping[str, Any] = field(default_factory=dict)
     confidence: float = 1.0
+    engine: str = ""
+    rest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

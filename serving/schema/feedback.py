@@ -14,7 +14,8 @@ class Trace:
 
     `at_s` is Unix time; `timings_ms` maps a phase to its milliseconds, with "total" for the whole. `rollout` and `arm`
     ("canary" or "control") say which arm of which rollout answered; 0 and "" for stable's plain answers. `status` is
-    "replayed" where an arm failed and stable answered in its place.
+    "replayed" where an arm failed and stable answered in its place. `answer` is what was generated, empty where
+    nothing was: text, form, model, adapter, checks, usage, repaired, fallback and times.
     """
 
     trace_id: str
@@ -29,6 +30,7 @@ class Trace:
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     rollout: int = 0
     arm: str = ""
+    answer: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,12 @@ class UnderstandSpec(Spec):
     lexicon: str = Field("", description="rules, llm: YAML file beside app.yaml with intents, entities and filters.")
     within_s: float = Field(1.0, gt=0, description="llm: slower than this, the rules answer.")
     max_tokens: int = Field(96, ge=8, le=1024, description="llm: longest output.")
+    ask_below: float = Field(
+        1.0, ge=0, le=1, description="llm: where the rules are at least this confident the model is not asked."
+    )
+    agree_at_least: float = Field(
+        0.5, ge=0, le=1, description="llm: where it agrees less with the rules, it is unsure, and the rules answer."
+    )
     memory: MemorySpec | None = Field(None, description="Sessions; without it every query stands alone.")
 
     @model_validator(mode="after")

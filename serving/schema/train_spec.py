@@ -94,3 +94,12 @@ class TrainSpec(Spec):
     gates: dict[str, GateSpec] = Field(default_factory=dict)
     canary: bool = Field(False, description="A candidate that passes its gates gets the alias `canary`.")
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _canary_is_earned(self) -> TrainSpec:
+        if self.canary and not self.gates:
+            raise ValueError(
+                "canary is true, and there are no gates that a candidate could fail: name at least one under `gates`, "
+                "or set canary to false and give the alias by hand"
+            )
+        return self

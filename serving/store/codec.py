@@ -14,11 +14,16 @@ from typing import Any, NamedTuple
 import orjson
 
 from serving.errors import BadRequest
-from serving.schema import FeedbackEvent, Item, Trace
+from serving.schema import FeedbackEvent, Item, Trace, Turn
 
 MAX_ID_CHARS = 256
 _CURSOR_PREFIX = b"after:"
 _TRACE_KEYS = frozenset(f.name for f in fields(Trace))
+MOST_TURNS = 100
+"""Turns of a session that are kept; older ones go."""
+MOST_TURN_CHARS, MOST_TURN_ITEMS, MOST_UNDERSTOOD_CHARS = 2000, 50, 4000
+"""What is kept of a turn: of its query and of its answer so many characters each, of what was shown so many ids."""
+_TURN_KEYS = frozenset(f.name for f in fields(Turn))
 _EVENT_KEYS = frozenset(f.name for f in fields(FeedbackEvent))
 
 
@@ -69,6 +74,23 @@ def decode_event(text: str | bytes) -> FeedbackEvent:
         return FeedbackEvent(**{**known, "rejected": tuple(known.get("rejected", ()))})
     except TypeError as error:
         raise ValueError(f"not a feedback event: {error}") from None
+
+
+def encode_turn(turn: Turn) -> str:
+    """What is longer than a turn may be is cut; an understanding that is too large is not kept at all, because half of
+    one says something else. Raises BadRequest when it cannot be stored."""
+    understood = turn.understood
+    if len(_to_json(understood, "turn", "understood")) > MOST_UNDERSTOOD_CHARS:
+        understood = {}
+    kept = Turn(
+        turn.query[:MOST_TURN_CHARS], turn.text[:MOST_TURN_CHARS], turn.items[:MOST_TURN_ITEMS], understood, turn.at_s
+    )
+    return _to_json(kept, "turn", "turn")
+
+
+def decode_turn(text: str | bytes) -> Turn:
+    known = _known(text, _TURN_KEYS)
+    return Turn(**{**known, "items": tuple(known.get("items", ()))})
 
 
 def check_id(value: str, field: str) -> None:

@@ -11,21 +11,24 @@ from pathlib import Path
 from sqlalchemy import delete, select
 
 from registry.database.dialect import insert
-from serving.keys import ensure_secret
 from serving.schema import FeedbackEvent
+from serving.secret_files import ensure_secret, mounted_bytes
 from serving.spool import DAMAGED, SUFFIX, SpoolFile
 from serving.store.base import KEYS_PER_QUERY, SqlStore, chunks, lock_counter, set_counter
 from serving.store.codec import decode_event
 from serving.store.tables import expansions, forgotten_people, trained_people
 
 SECRET_FILE = "people.secret"
+MOUNTED_SECRET = "people-secret"
 EVERY_APP = ""
 
 
-def ensure_people_secret(home: Path) -> bytes:
-    """The 32 bytes that this home's pseudonyms are keyed with, made on the first use. Machines that train or rank need
-    the same file; with another one, nobody who was forgotten is recognised. Raises BadRequest for a file that holds
-    something else, OSError for one that cannot be used."""
+def ensure_people_secret(home: Path, mounted: Path | None = None) -> bytes:
+    """The 32 bytes that pseudonyms are keyed with: `mounted`, or this home's own, made on the first use. Machines that
+    train or rank need the same; with another one, nobody who was forgotten is recognised. Raises BadRequest for a file
+    that holds something else, OSError for one that cannot be used."""
+    if mounted is not None:
+        return mounted_bytes(mounted, MOUNTED_SECRET)
     return ensure_secret(home / SECRET_FILE)
 
 

@@ -99,3 +99,16 @@ trained_people = Table(
     Column("pseudonym", OrderedText, primary_key=True),
     Index("trained_people_by_person", "pseudonym", "app"),
 )
+
+session_turns = Table(
+    "session_turns",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("app", Text, nullable=False),
+    Column("session", OrderedText, nullable=False),
+    Column("person", Text, nullable=False, comment="pseudonym; empty: nobody"),
+    Column("at_s", Float, nullable=False),
+    Column("body", Text, nullable=False, comment="the turn as JSON"),
+    Index("session_turns_by_session", "app", "session", "id"),
+    sqlite_autoincrement=True,
+)

@@ -1,1 +1,2 @@
-"""What a query says: one adapter of `serving.ports.Understander` per file."""
+"""What a query says: one adapter per file. `serving.understand.make.make_understand` makes the phase of an app, and
+`serving.understand.turns.turn_of` what a session remembers of a query."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
 from tests.openai_server import openai_server
-from training.extract.openai import OpenAiExtractor, Server
+from training.batch.ask import Asker
+from training.batch.connect import server_model
+from training.extract.model import ModelExtractor
 from training.extract.ports import Extraction, Extractor, Form
 from training.extract.rules import KeywordRules
 
@@ -27,14 +29,15 @@ LEXICON = {"who": {"men": ["my husband"]}, "when": {"night": ["before bed"]}, "w
 TEXTS = ["My husband loves it", "", "   \n", "flyaways are gone before bed", "레이크 \x00 é \u2028 😀", "x" * 50_000]
 
 
-@pytest.fixture(params=["rules", "openai"])
-def extractor(request: pytest.FixtureRequest) -> Iterator[Extractor]:
+@pytest.fixture(params=["rules", "model"])
+async def extractor(request: pytest.FixtureRequest) -> AsyncIterator[Extractor]:
     rules = KeywordRules(FORM, LEXICON)
     if request.param == "rules":
         yield rules
         return
     with openai_server() as server:
-        yield OpenAiExtractor(FORM, Server(server.url, "tiny", concurrency=4), rules)
+        async with server_model(server.url, "tiny") as model:
+            yield ModelExtractor(FORM, Asker(model, 4), rules)
 
 
 async def all_of(extractor: Extractor, texts: list[str]) -> list[Extraction]:
@@ -54,7 +57,7 @@ async def test_the_same_texts_get_the_same_answers_in_any_order(extractor: Extra
     assert forwards == backwards[::-1]
 
 
-def test_its_identity_is_json_and_changes_the_fingerprint(extractor: Extractor) -> None:
+async def test_its_identity_is_json_and_changes_the_fingerprint(extractor: Extractor) -> None:
     identity = json.loads(json.dumps(dict(extractor.identity)))
     assert FORM.fingerprint(identity) == extractor.form.fingerprint(extractor.identity)
     assert FORM.fingerprint(identity) != FORM.fingerprint({**identity, "other": 1})

@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,13 +26,13 @@ from registry.schema import ReleaseVersion
 from registry.traffic import ArmReport, RouterReport, Traffic, TrialArm
 from serving.config import ServingConfig
 from serving.errors import DeadlineExceeded, ReplicaLost, StoreUnavailable
-from serving.local import cluster
 from serving.local.home import Home
 from serving.retrieve.drill import ALLOWED
 from serving.router import LoadedRelease
 from serving.schema import AppSpec, Query
 from tests.endpoint import config_of, made_up_spec, publish
 from tests.mlflow_fixture import mlflow
+from tests.own_ray import ray_of_our_own
 from tests.waiting import wait_for
 
 __all__ = ["mlflow"]
@@ -116,26 +115,6 @@ def first_ids(loaded: LoadedRelease, bench: Bench) -> list[str]:
     return [candidate.id for candidate in answers[0].lines[0].result.candidates]
 
 
-@contextmanager
-def ray_of_our_own(home: Home) -> Iterator[None]:
-    """Ray Serve without a proxy. The environment is what `palate up` sets, but for HAProxy; and without tokens:
-    another test may have imported Ray, which reads that setting then."""
-    with pytest.MonkeyPatch.context() as patch:
-        settings = cluster.ray_environment(home, home.root / "log.jsonl")
-        here = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_AUTH_MODE": "disabled", ALLOWED: "1"}
-        for name, value in {**settings, **here}.items():
-            patch.setenv(name, value)
-        Path(settings["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
-        from ray import serve
-
-        try:
-            cluster.start_ray(home, 4, None)
-            serve.start(proxy_location="Disabled")
-            yield
-        finally:
-            cluster.stop_ray()
-
-
 @pytest.fixture(scope="module")
 def bench(mlflow: Any) -> Iterator[Bench]:
     server, mlflow_home = mlflow
@@ -158,7 +137,7 @@ def bench(mlflow: Any) -> Iterator[Bench]:
     thread = threading.Thread(target=bench.loop.run_forever, daemon=True)
     thread.start()
     try:
-        with ray_of_our_own(home):
+        with ray_of_our_own(home, {ALLOWED: "1"}):
             from serving.local.deployments import Deployer
 
             deployer = Deployer(MemoryBoard(bench.tables), store, config)

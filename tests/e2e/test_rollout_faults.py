@@ -23,7 +23,7 @@ import pytest
 from bench.rollouts import QUICK, Rollouts
 from bench.traffic import LiveTraffic, load_cases
 from registry.mlflow_store import MlflowStore
-from tests.platform import EXAMPLES, Platform, running
+from tests.platform import EXAMPLES, Platform
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -69,13 +69,12 @@ class Drilled:
 
 
 @pytest.fixture(scope="module")
-def platform_under_traffic() -> Iterator[Drilled]:
+def platform_under_traffic(wine_platform: Platform) -> Iterator[Drilled]:
     cases = load_cases(EXAMPLES / APP / "evaluation" / "test.jsonl")
-    with running([EXAMPLES / APP], "--no-learner", PALATE_DRILLS="1", PALATE_ARM_MEMORY_MB="1500") as platform:
-        store = MlflowStore(platform.mlflow_url)
-        rollouts = Rollouts(platform.url, platform.key, store, APP)
-        with LiveTraffic(platform.url, platform.key, APP, cases) as traffic:
-            yield Drilled(platform, rollouts, store, traffic)
+    store = MlflowStore(wine_platform.mlflow_url)
+    rollouts = Rollouts(wine_platform.url, wine_platform.key, store, APP)
+    with LiveTraffic(wine_platform.url, wine_platform.key, APP, cases) as traffic:
+        yield Drilled(wine_platform, rollouts, store, traffic)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from bench.rollouts import QUICK, WORSE, Rollouts
 from bench.traffic import LiveTraffic, load_cases
 from registry.mlflow_store import MlflowStore
 from tests.browser import ModelPage, chromium
-from tests.platform import EXAMPLES, running
+from tests.platform import EXAMPLES, Platform
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -66,16 +66,15 @@ class Live:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(wine_platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     pictures = Path(os.environ.get("PALATE_TEST_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
     pictures.mkdir(parents=True, exist_ok=True)
     cases = load_cases(EXAMPLES / APP / "evaluation" / "test.jsonl")
-    with chromium() as driver, running([EXAMPLES / APP], "--no-learner", PALATE_DRILLS="1") as platform:
-        store = MlflowStore(platform.mlflow_url)
-        rollouts = Rollouts(platform.url, platform.key, store, APP)
-        page = ModelPage(driver, platform.mlflow_url, APP)
-        with LiveTraffic(platform.url, platform.key, APP, cases) as traffic:
-            yield Live(rollouts, store, traffic, page, driver, pictures)
+    store = MlflowStore(wine_platform.mlflow_url)
+    rollouts = Rollouts(wine_platform.url, wine_platform.key, store, APP)
+    with chromium() as driver, LiveTraffic(wine_platform.url, wine_platform.key, APP, cases) as traffic:
+        page = ModelPage(driver, wine_platform.mlflow_url, APP)
+        yield Live(rollouts, store, traffic, page, driver, pictures)
 
 
 def test_releases_earn_their_traffic(live: Live):

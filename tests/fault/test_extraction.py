@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tests.openai_server import Reply, openai_server, right_answer
 from tests.waiting import wait_for
-from training.extract.job import read_extractions
+from training.batch.file import read_lines
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "beauty-finder"
-REVIEWS = 300
+REVIEWS = 120
+CONCURRENCY = 4
 
 
 def test_a_killed_extraction_is_gone_on_with(tmp_path: Path) -> None:
@@ -24,7 +25,7 @@ def test_a_killed_extraction_is_gone_on_with(tmp_path: Path) -> None:
     subprocess.run(beauty("generate", "--items", "50", "--reviews", str(REVIEWS)), check=True, capture_output=True)
     out = tmp_path / "keywords.jsonl"
     with openai_server(lambda number, text: Reply(delay_s=0.02)) as server:
-        extract = beauty("extract", "--what", "keywords", "--url", server.url, "--model", "tiny", "--concurrency", "4")
+        extract = beauty("extract", "--what", "keywords", "--url", server.url, "--model", "tiny", "--concurrency", str(CONCURRENCY))
         with subprocess.Popen(extract, stderr=subprocess.DEVNULL) as first:
             wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") > 20, what="the first lines")
             os.kill(first.pid, signal.SIGKILL)
@@ -34,9 +35,11 @@ def test_a_killed_extraction_is_gone_on_with(tmp_path: Path) -> None:
             file.write(b'{"id":"')  # what a power cut leaves
         asked = len(server.requests)
         again = subprocess.run(extract, check=True, capture_output=True, text=True)
-        assert len(server.requests) - asked == REVIEWS - done, "what was done is not asked for again"
+        # What the killed one had sent may reach the server late.
+        late = len(server.requests) - asked - (REVIEWS - done)
+        assert 0 <= late <= CONCURRENCY, "what was done is not asked for again"
     assert f"{done:,} lines were there" in again.stderr
     raw = [json.loads(line) for line in (tmp_path / "raw" / "All_Beauty.jsonl").read_text().splitlines()]
-    found = list(read_extractions(out))
+    found = list(read_lines(out))
     assert [line["id"] for line in found] == [str(number) for number in range(1, REVIEWS + 1)]
     assert [line["values"] for line in found] == [right_answer(review["text"]) for review in raw]

@@ -125,6 +125,35 @@ def test_a_failing_embedder_keeps_its_own_error_and_the_batches_before(home: Chr
     assert home.sync("wine", "f", items.items(), expected) == SyncReport(BATCH, 10, 0)
 
 
+def test_what_is_not_wanted_any_more_is_removed_and_other_apps_are_left_alone(home: ChromaVectors) -> None:
+    some = made_up(3)
+    for app, fingerprint in [("wine.dense", "f1"), ("wine.dense", "f2"), ("wine.other", "f1"), ("wines.dense", "f1")]:
+        home.sync(app, fingerprint, some.items(), expected)
+    assert len(home.keep("wine", {("wine.dense", "f2")})) == 2
+    assert_holds(home, "wine.dense", "f2", some)
+    assert_holds(home, "wines.dense", "f1", some)
+    for app in ("wine.dense", "wine.other"):
+        with pytest.raises(NotFound):
+            home.vectors(app, "f1", list(some))
+    assert home.keep("wine", {("wine.dense", "f2")}) == []
+    # What was removed can be made again.
+    assert home.sync("wine.dense", "f1", some.items(), expected) == SyncReport(0, 3, 0)
+
+
+def test_a_failed_write_is_not_counted(tmp_path: Path) -> None:
+    """The batch that Chroma did not take is not durable, and the sync says so though the next is embedded already."""
+    counted: list[int] = []
+    with ChromaVectors(tmp_path / "vectors") as home:
+        home.sync("wine", "f", [("first", "x")], expected)  # its dimension is 8 from now on
+
+        def wider(texts: Sequence[str]) -> Vectors:
+            return np.ones((len(texts), DIMENSION + 1), np.float32)
+
+        with pytest.raises(StoreUnavailable, match="dimension"):
+            home.sync("wine", "f", made_up(2 * BATCH).items(), wider, counted.append)
+    assert counted == []
+
+
 SYNC_SLOWLY = """
     import sys, time
     from pathlib import Path

@@ -18,10 +18,10 @@ from registry.memory_store import MemoryStore
 from registry.schema import ComponentRef, Release
 from serving.cli import main
 from serving.errors import StoreUnavailable
-from serving.schema import DataSpec, FeedbackEvent, Trace
+from serving.schema import DataSpec, FeedbackEvent, Trace, Turn
 from serving.schema.pseudonym import pseudonym
 from serving.spool import SpoolFile
-from serving.store import SqlExpansions, SqlFeedbackStore
+from serving.store import SqlExpansions, SqlFeedbackStore, SqlSessionStore
 from serving.store.codec import encode_event
 from serving.store.people import SqlPeople, ensure_people_secret
 from training.dataset import DatasetRequest, Example, build_dataset
@@ -42,17 +42,20 @@ class HomeOf:
         database = open_database(self.url)
         self.store, self.people, self.taught = SqlFeedbackStore(database), SqlPeople(database), SqlExpansions(database)
         self.secret = ensure_people_secret(root)
+        self.sessions = SqlSessionStore(database)
         for app in ("shop", "cafe"):
             self.store.record_traces(
                 [Trace(f"{app}-{u}", app, "1", 5.0, "tea", [{"raw": "tea"}], user=u) for u in ("ann", "bob")]
             )
             self.store.record_many([event(f"e-{u}", u, app, f"{app}-{u}") for u in ("ann", "bob")])
             self.taught.learn(app, "ann", {"t": "tea"})
+            for user in ("ann", "bob"):
+                self.sessions.append(app, f"of-{user}", pseudonym(self.secret, user), Turn("tea", "", at_s=5.0))
         (root / "spool").mkdir()
 
     @property
     def forgetting(self) -> Forgetting:
-        return Forgetting(self.store, self.people, self.secret, self.root / "spool")
+        return Forgetting(self.store, self.people, self.secret, self.root / "spool", self.sessions)
 
     def spool(self, name: str, *events: FeedbackEvent) -> Path:
         path = self.root / "spool" / name
@@ -85,7 +88,9 @@ def test_a_person_is_removed_from_everything(
     orphan = home.spool("1.jsonl", event("s1", "ann"), event("s2", "bob"))
     assert palate(home, monkeypatch, "forget", "ann", "--yes", "--json") == 0
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert (said["traces"], said["events"], said["words"], said["spooled"]) == (2, 2, 2, 1)
+    assert (said["traces"], said["events"], said["words"], said["spooled"], said["turns"]) == (2, 2, 2, 1, 2)
+    assert home.sessions.turns("shop", "of-ann", 9, 0.0) == []
+    assert len(home.sessions.turns("shop", "of-bob", 9, 0.0)) == 1
     assert (said["apps"], said["datasets"], said["releases"]) == (["cafe", "shop"], {}, [])
     assert said["pseudonym"] == pseudonym(home.secret, "ann")
     assert home.users("shop") == home.users("cafe") == {"bob"}
@@ -135,7 +140,7 @@ def test_two_at_once_and_one_that_was_cut_short(home: HomeOf) -> None:
         def forget(self, *_: object) -> Any:
             raise StoreUnavailable("the database went away")
 
-    cut = Forgetting(CutShort(open_database(home.url)), home.people, home.secret, home.root / "spool")
+    cut = Forgetting(CutShort(open_database(home.url)), home.people, home.secret, home.root / "spool", home.sessions)
     with pytest.raises(StoreUnavailable):
         cut.forget("ann")
     assert home.people.forgotten("shop") == {pseudonym(home.secret, "ann")}, "the list comes first"

@@ -11,8 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from registry.database import Database, migrate, open_database
+from serving.errors import BadRequest
 from serving.local.up import learns
-from tests.endpoint import made_up_spec
+from serving.store import SqlItemStore
+from tests.endpoint import made_up_items, made_up_spec
 from tests.learning import APP, learning_spec, train_section
 from training.cli import commands
 from training.runs import Ask, Runs
@@ -37,8 +39,8 @@ def database(home: Path) -> Iterator[Database]:
     made.close()
 
 
-def palate(home: Path, *arguments: str) -> tuple[int, str, str]:
-    done = CliRunner().invoke(commands, [*arguments, "--home", str(home)], env={"COLUMNS": "200"})
+def palate(home: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(commands, [*arguments, "--home", str(home)], env={"COLUMNS": "200", **variables})
     return done.exit_code, done.stdout, done.stderr
 
 
@@ -82,6 +84,34 @@ def test_what_app_yaml_does_not_name_is_refused_before_anything_is_opened(home: 
     status, _, error = palate(home, "train", str(home / "app"), "--only", "words")
     assert (status, error.strip()) == (1, "palate: train has no 'words' to train; it has ['taste']")
     assert not (home / "palate.db").exists()
+
+
+def test_the_first_index_of_an_app_loads_its_catalogue(home: Path, database: Database, mlflow_uri: str) -> None:
+    app = home / "app"
+    spec = made_up_spec("teas-from-file").model_dump(mode="json", exclude_unset=True)
+    spec["items"]["source"] = "items.jsonl"
+    (app / "app.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+
+    def index() -> tuple[int, str, str]:
+        return palate(home, "index", str(app), "--skip-evaluation", "--json", PALATE_MLFLOW_URI=mlflow_uri)
+
+    def items() -> float:
+        status, out, error = index()
+        assert status == 0, error
+        return float(json.loads(out)["metrics"]["items"])
+
+    (app / "items.jsonl").write_text('{"id": "T1", "fields": {}}\n', encoding="utf-8")
+    with pytest.raises(BadRequest, match=r"items.jsonl, line 1: item 'T1' has no text"):
+        CliRunner().invoke(
+            commands, ["index", str(app), "--home", str(home)], env={"PALATE_MLFLOW_URI": mlflow_uri},
+            catch_exceptions=False,
+        )  # fmt: skip
+    lines = [{"id": item.id, "fields": item.fields, "attributes": item.attributes} for item in made_up_items()]
+    (app / "items.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert items() == len(lines)
+    # From then on the catalogue is what the store holds, not the file.
+    SqlItemStore(database).delete("teas-from-file", [lines[0]["id"]])
+    assert items() == len(lines) - 1
 
 
 def test_a_learner_runs_only_where_something_happens_by_itself() -> None:

@@ -12,9 +12,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -90,7 +92,8 @@ class Curious(TinyTrainer):
             seen["broken"] = type(error).__name__
         seen["kept"] = (loop.restore() or task.work).joinpath("state").read_text()
         try:
-            for step in range(3, 10_000):
+            for step in range(3, 100_000):
+                time.sleep(0.002)  # the driver has minutes to say stop, however busy the machine is
                 loop.report(step, {"loss": 1})
         except StopTraining:
             seen["stopped"] = True
@@ -127,7 +130,9 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(ray_address: str
     tracking = MemoryTracking()
     trained = run(task, Where(), tracking)
     assert lines(task.work / "restored") == [6, 6], "both workers went on from the last checkpoint"
-    assert [s for name, _, s in tracking.logged if name == "loss"] == [*range(1, 9), *range(7, 13)]
+    steps = [s for name, _, s in tracking.logged if name == "loss"]
+    # The other worker may be ended before it tells of the step that it shared with the one that died in it.
+    assert steps in ([*range(1, 9), *range(7, 13)], [*range(1, 8), *range(7, 13)])
     alone = run(tiny_task(tmp_path / "alone" / "work", TinyOptions()), Where(plain=True))
     assert trained.metrics == pytest.approx(alone.metrics, rel=1e-4), "two workers compute the same gradient"
 
@@ -137,7 +142,7 @@ def test_a_driver_that_is_killed_goes_on_from_its_last_checkpoint(ray_address: s
     undisturbed = run(tiny_task(tmp_path / "calm" / "work", options), Where(plain=True))
     task = tiny_task(tmp_path / "killed" / "work", options)
     task.work.mkdir()
-    (task.work / "pause").write_text("0.2")
+    (task.work / "hold").write_text("9")
     log = tmp_path / "driver.log"
     with log.open("wb") as output:
         driver = subprocess.Popen(
@@ -154,13 +159,14 @@ def test_a_driver_that_is_killed_goes_on_from_its_last_checkpoint(ray_address: s
     finally:
         driver.kill()
         driver.wait()
-    (task.work / "pause").unlink()
+    worker = int((task.work / "process-0").read_text())
+    wait_for(lambda: not psutil.pid_exists(worker), 120, "Ray ends the workers of a driver that is gone")
+    (task.work / "hold").unlink()
     assert not (task.work / ".job" / "done.json").exists()
     tracking = MemoryTracking()
     assert run(task, Where(), tracking).metrics == undisturbed.metrics
-    first = lines(task.work / "restored")[0]
-    assert 8 <= first < 40
-    assert tracking.logged[0][2] == first + 1
+    assert lines(task.work / "restored") == [8]
+    assert tracking.logged[0][2] == 9
 
 
 def test_what_the_cluster_cannot_give_is_refused_with_figures(ray_address: str, tmp_path: Path) -> None:
@@ -172,7 +178,8 @@ def test_what_the_cluster_cannot_give_is_refused_with_figures(ray_address: str, 
 
 
 def test_a_search_finds_the_best_trial_and_goes_on_where_it_was_killed(ray_address: str, tmp_path: Path) -> None:
-    task = tiny_task(tmp_path / "work", TinyOptions(rate=0.0001), num_cpus=0.5)
+    # One trial at a time: which of them ASHA gives up on depends on who comes first.
+    task = tiny_task(tmp_path / "work", TinyOptions(rate=0.0001), num_cpus=len(os.sched_getaffinity(0)))
     tracking = MemoryTracking()
     around = Around(Where(), Progress("tiny", Console(file=io.StringIO())), tracking)
     found = search(TinyTrainer(), task, 3, around)
@@ -192,6 +199,26 @@ def test_a_search_finds_the_best_trial_and_goes_on_where_it_was_killed(ray_addre
     best = next(t for t in found.trials if t.metric == found.metric)
     assert again.children[f"trial {best.number}"].logged == [], "it was not trained again"
     assert (repeated.metric, repeated.options) == (found.metric, found.options)
+
+
+def test_a_search_whose_run_was_taken_over_stops_and_keeps_what_it_has(ray_address: str, tmp_path: Path) -> None:
+    task = tiny_task(tmp_path / "work", TinyOptions(steps=1000, save_every=2))
+    trials = task.work / ".job" / "trials"
+    (trials / "000").mkdir(parents=True)
+    (trials / "000" / "hold").write_text("3")
+    tracking = MemoryTracking()
+
+    def taken_over() -> bool:
+        if any(step >= 3 for child in tracking.children.values() for _, _, step in child.logged):
+            (trials / "000" / "hold").unlink(missing_ok=True)
+            return True
+        return False
+
+    around = Around(Where(), Progress("tiny", Console(file=io.StringIO())), tracking, taken_over)
+    with pytest.raises(StopTraining, match="was stopped"):
+        search(TinyTrainer(), task, 1, around)
+    assert [path.name for path in trials.glob("000/.job/checkpoints/step-*")] != []
+    assert not (trials / "000" / ".job" / "checkpoints" / "step-000001000").exists()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from registry.analysis import Analysis, GuardResult, GuardState, Verdict
+from registry.analysis.guards import RISK_SHARES
 from registry.plan import Guards, LatencyGuard, RateGuard, RewardGuard, RolloutPlan
 
 RANGE = (-0.5, 1.0)
@@ -82,7 +83,7 @@ def test_sentences_give_numbers_units_and_risk() -> None:
 
 def test_the_whole_risk_is_shared_by_the_guards_in_use() -> None:
     everything = Analysis(RolloutPlan(), RANGE).verdict()
-    assert [guard.name for guard in everything.guards] == list(Guards.model_fields)
+    assert [guard.name for guard in everything.guards] == list(RISK_SHARES)
     assert sum(1 / guard.fails_at for guard in everything.guards) == pytest.approx(0.01)
     two = Analysis(plan_with(error=RateGuard(margin=0.1), p95=LatencyGuard(margin=0.1)), RANGE).verdict()
     assert sum(1 / guard.fails_at for guard in two.guards) == pytest.approx(0.01)
@@ -331,3 +332,46 @@ def test_a_canary_that_is_ahead_and_breaks_is_found_without_waiting_for_the_cont
 
     assert verdict(newest=1000) == "Inconclusive"
     assert verdict(newest=8) == "Fail"
+
+
+def measured_plan() -> RolloutPlan:
+    off = dict.fromkeys(("error", "p50", "p95", "p99", "abstained", "empty", "reward"))
+    shares = {"failed_grounded": {"margin": 0.02, "pass_margin": 0.2}}
+    medians = {"ms_per_token": {"margin": 0.25, "pass_margin": 1.0, "slack_ms": 1.0}}
+    return RolloutPlan.model_validate({"guards": {**off, "shares": shares, "medians": medians}})
+
+
+@pytest.mark.parametrize(
+    ("failing", "ms", "state", "failed"),
+    [(0.01, 20.0, "Pass", set()), (0.6, 20.0, "Fail", {"failed_grounded"}), (0.01, 60.0, "Fail", {"ms_per_token"})],
+)
+def test_measures_of_answers_are_guards(failing: float, ms: float, state: str, failed: set[str]) -> None:
+    rng = np.random.default_rng(5)
+    analysis = Analysis(measured_plan(), (0.0, 1.0))
+    for arm, share, speed in (("control", 0.01, 20.0), ("canary", failing, ms)):
+        analysis.add(arm, [5.0] * 600, "a" * 600)  # type: ignore[arg-type]
+        asked = rng.random(600) < 0.5  # the others generated nothing
+        bad = rng.random(600) < share
+        analysis.add_measures(
+            arm,  # type: ignore[arg-type]
+            {
+                "failed_grounded": [float(b) if a else None for a, b in zip(asked, bad, strict=True)],
+                "ms_per_token": [
+                    speed * (0.9 + 0.2 * r) if a else None for a, r in zip(asked, rng.random(600), strict=True)
+                ],
+                "nobody_asked": [7.0] * 600,
+            },
+        )
+    verdict = analysis.verdict()
+    assert verdict.state == state, verdict.sentence
+    assert {guard.name for guard in verdict.guards if guard.state == "Fail"} == failed
+    assert {guard.name for guard in verdict.guards} == {"failed_grounded", "ms_per_token"}
+
+
+def test_measures_that_nobody_sent_hold_a_rollout() -> None:
+    analysis = Analysis(measured_plan(), (0.0, 1.0))
+    for arm in ("canary", "control"):
+        analysis.add(arm, [5.0] * 100, "a" * 100)  # type: ignore[arg-type]
+    assert analysis.verdict().state == "Inconclusive"
+    with pytest.raises(ValueError, match="failed_grounded"):
+        analysis.add_measures("canary", {"failed_grounded": [2.0]})

@@ -84,6 +84,7 @@ def sources(fusion: dict[str, Any] | None = None, **named: dict[str, Any]) -> di
         ({"placement": {"default": "split", "units": {"cook": {}}}}, ["placement.units"]),
         ({"deadline_s": 0}, ["deadline_s"]),
         ({"evaluation": {"a": {"source": "x", "metric": "luck"}}}, ["evaluation.a.metric"]),
+        ({"train": {"words": {"trainer": "contrastive", "canary": True}}}, ["train.words", "canary", "gates"]),
     ],
     ids=lambda value: repr(value)[:60],
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from serving.local.seed import read_items
+from serving.store.seed import read_items
 from serving.schema import load_app_spec
 from training.cases import load_cases
 from training.dataset.example import parse_example

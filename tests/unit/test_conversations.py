@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.fakes import MemoryFeedbackStore
-from serving.schema import DataSpec, FeedbackEvent, Query, Trace
+from serving.schema import AppSpec, DataSpec, FeedbackEvent, Query, Trace
 from serving.schema.pseudonym import pseudonym
 from training.dataset import DatasetRequest
-from training.dataset.conversations import Conversations, Instruction, conversations, write_conversations
+from training.dataset.asked import asked_of
+from training.dataset.conversations import (
+    CONVERSATIONS,
+    Conversations,
+    Instruction,
+    build_conversations,
+    conversations,
+)
+from training.dataset.example import PEOPLE_FILE, load_info
 from training.dataset.mining import Mined, MiningQuery
+from training.lora.instructions import read_instructions
+from training.lora.options import LoraOptions
 from training.negatives import BATCH, MOST, PipelineMiner, choose
+from training.ports import Task
 
 SECRET = b"s" * 32
 
@@ -23,9 +35,10 @@ SECRET = b"s" * 32
 def trace(
     trace_id: str = "t", took_ms: float | None = 2999.0, answer: str | None = "a dry one", **changes: Any
 ) -> Trace:
-    line = {"raw": "something for fish", "shown": [], **({"answer": answer} if answer is not None else {})}
+    line = {"raw": "something for fish", "shown": [["w1", 0.9, "words", {}], ["gone", 0.8, "words", {}]]}
     timings = {} if took_ms is None else {"total": took_ms}
-    return Trace(trace_id, "chat", "1", 5.0, "something for fish", [line], timings_ms=timings, **changes)
+    told = {"text": answer, "form": "short"} if answer is not None else {}
+    return Trace(trace_id, "chat", "1", 5.0, "something for fish", [line], timings_ms=timings, answer=told, **changes)
 
 
 def rating(value: float, at_s: float = 1.0, trace_id: str = "t", user: str | None = None) -> FeedbackEvent:
@@ -60,6 +73,11 @@ def test_a_liked_quick_answer_of_which_something_was_chosen_is_kept() -> None:
         (trace(took_ms=None), [rating(5), choice()], "slow"),
         (trace(answer=None), [rating(5), choice()], "without_words"),
         (trace(answer=" "), [rating(5), choice()], "without_words"),
+        (
+            replace(trace(), answer={"text": "by the book", "fallback": "grounded: ..."}),
+            [rating(5), choice()],
+            "without_words",
+        ),
     ],
 )
 def test_others_are_dropped_and_counted_by_reason(one: Trace, events: list[FeedbackEvent], reason: str) -> None:
@@ -75,17 +93,48 @@ def test_the_latest_rating_counts() -> None:
     assert kept(trace(), rating(1, 2.0), rating(5, 1.0), choice()) == []
 
 
-def test_they_are_written_as_json_lines_without_who_is_forgotten(tmp_path: Path) -> None:
+def liked(*traces: Trace) -> MemoryFeedbackStore:
     store = MemoryFeedbackStore()
-    store.record_traces([trace("t1"), trace("t2", user="ann"), trace("t3"), trace("t4")])
-    events = [one for n in range(1, 6) for one in (rating(5, trace_id=f"t{n}", user="ann" if n == 3 else None),
-                                                   choice(trace_id=f"t{n}"))]  # fmt: skip
-    store.record_many(events)
+    store.record_traces(traces)
+    store.record_many(
+        [e for t in traces for e in (rating(5, trace_id=t.trace_id, user=t.user), choice(trace_id=t.trace_id))]
+    )
+    return store
+
+
+def test_they_are_a_data_set_without_who_is_forgotten(tmp_path: Path) -> None:
+    store = liked(trace("t1"), trace("t2", user="ann"), trace("t3", user="bob"))
+    store.record(rating(5, trace_id="t9"))
     request = DatasetRequest("chat", DataSpec(), (), SECRET, 9.0, store, forgotten={pseudonym(SECRET, "ann")})
-    counts = write_conversations(request, tmp_path / "c.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
-    assert lines == [{"prompt": "something for fish", "answer": "a dry one", "weight": 1.0}] * 2
-    assert counts == {"kept": 2, "forgotten": 1, "without_trace": 1}
+    info = build_conversations(request, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / CONVERSATIONS).read_text().splitlines()]
+    asked = {"role": "user", "content": "something for fish"}
+    assert lines == [{"messages": [asked, {"role": "assistant", "content": "a dry one"}], "weight": 1.0}] * 2
+    assert (tmp_path / PEOPLE_FILE).read_text().split() == [pseudonym(SECRET, "bob")]
+    assert load_info(tmp_path) == info
+    assert info.counts["kept"] == 2
+    assert info.feedback_seq == 7
+    assert build_conversations(request, tmp_path / "again").fingerprint == info.fingerprint
+
+
+def test_what_was_asked_is_the_prompt_that_serving_sends_and_lora_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"id": "w0", "fields": {}}\n{"id": "w1", "fields": {"name": "Riesling"}}\n')
+    (tmp_path / "prompt.yaml").write_text(
+        'system: Recommend.\nforms: {short: {}}\nuser: "{% for i in items %}{{ i.name | plain }}{% endfor %}: '
+        '{{ query | plain }} ({{ form | plain }})"'
+    )
+    spec = AppSpec.model_validate({
+        "name": "chat", "items": {"text": ["name"]}, "retrieve": {"sources": {"words": {"engine": "lexical"}}},
+        "language_model": {"model": "tiny"}, "generate": {"prompt": "prompt.yaml"},
+        "train": {"words": {"trainer": "lora", "options": {"model": "tiny"}}},
+    })  # fmt: skip
+    request = DatasetRequest("chat", DataSpec(), (), SECRET, 9.0, liked(trace()))
+    build_conversations(request, tmp_path / "set", asked_of(spec, tmp_path, tmp_path / "items.jsonl"))
+    options = LoraOptions.model_validate(spec.train["words"].options)
+    task = Task(spec, "words", tmp_path, tmp_path / "set", tmp_path / "items.jsonl", None, tmp_path, options)
+    [taught] = read_instructions(task)
+    assert [m.content for m in taught.history] == ["Recommend.", "Riesling: something for fish (short)"]
+    assert taught.answer == "a dry one"
 
 
 # ---- Hard negatives

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import distributions
 from pathlib import Path
 
+from registry.distributions import OURS, intruders
+
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("serving", "registry", "training")
-
-
-def intruders(installed: Iterable[Distribution]) -> list[str]:
-    """`distribution: name` for each of our import names that another distribution brings."""
-    found = set()
-    for distribution in installed:
-        if distribution.name == "palate":
-            continue
-        tops = {Path(file.parts[0]).name.removesuffix(".py") for file in distribution.files or [] if file.parts}
-        tops |= set((distribution.read_text("top_level.txt") or "").split())
-        found |= {f"{distribution.name}: {name}" for name in OURS if name in tops}
-    return sorted(found)
 
 
 def test_no_other_distribution_owns_our_names() -> None:

@@ -5,33 +5,40 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import pytest
 
 from tests.contract.test_extractor import FORM, LEXICON
 from tests.openai_server import RIGHT, OpenAiServer, Plan, Reply, openai_server, right_answer
-from training.errors import ExtractionStopped
-from training.extract.job import Tally, Text, read_extractions, run_job
-from training.extract.openai import OpenAiExtractor, Server, json_in, read_key
+from training.batch.ask import Asker, Patience
+from training.batch.connect import read_key, server_model
+from training.batch.file import Entry, read_lines
+from training.errors import BatchStopped
+from training.extract.job import Tally, extract_all, run_job
+from training.extract.model import ModelExtractor, json_in
 from training.extract.ports import Extraction, Form
 from training.extract.rules import KeywordRules
 
 RULES = KeywordRules(FORM, LEXICON)
-INPUTS = [Text(f"id-{n}", f"review {n}: flyaways, says my husband") for n in range(40)]
+INPUTS = [Entry(f"id-{n}", f"review {n}: flyaways, says my husband") for n in range(40)]
 
 
-def ask(plan: Plan, texts: list[str], **settings: Any) -> tuple[list[Extraction], OpenAiServer]:
+def ask(
+    plan: Plan,
+    texts: list[str],
+    tries: int = 8,
+    at_once: int = 32,
+    timeout_s: float = 120.0,
+    longest_wait_s: float = 0.3,
+) -> tuple[list[Extraction], OpenAiServer]:
     """The answers to `texts` from a server that follows `plan`."""
 
     async def run(url: str) -> list[Extraction]:
-        server = Server(url, "tiny", **{"backoff_s": 0.01, "longest_wait_s": 0.3, **settings})
-        async with OpenAiExtractor(FORM, server, RULES) as extractor:
+        async with server_model(url, "tiny", "secret", timeout_s) as model:
+            asker = Asker(model, at_once, Patience(tries, 0.01, longest_wait_s))
+            extractor = ModelExtractor(FORM, asker, RULES)
             return list(await asyncio.gather(*(extractor.extract(text) for text in texts)))
 
     with openai_server(plan) as server:
@@ -69,12 +76,11 @@ def test_a_lexicon_of_other_fields_is_refused() -> None:
 
 
 def test_the_answer_comes_from_the_model_and_the_schema_goes_to_it() -> None:
-    found, server = ask(lambda n, t: RIGHT, ["soft hair"], key="secret")
+    found, server = ask(lambda n, t: RIGHT, ["soft hair"])
     assert found == [Extraction(right_answer("soft hair"), "model", 1)]
     sent = server.requests[0]["response_format"]
     assert (sent["type"], sent["json_schema"]["schema"]) == ("json_schema", FORM.schema())
-    assert server.headers[0]["Authorization"] == "Bearer secret"
-    assert "secret" not in repr(Server("u", "m", key="secret"))
+    assert {k.lower(): v for k, v in server.headers[0].items()}["authorization"] == "Bearer secret"
 
 
 @pytest.mark.parametrize(
@@ -96,14 +102,12 @@ def test_what_is_the_servers_fault_is_tried_again(fault: Reply) -> None:
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("told", [lambda: "1", lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=2), True)])
-def test_retry_after_is_kept_to_by_all_requests(told: Callable[[], str]) -> None:
+def test_what_one_is_told_about_the_server_holds_for_all() -> None:
     started = monotonic()
-    found, server = ask(first(Reply(status=429, headers={"Retry-After": told()})), ["a", "b"], concurrency=1,
-                        longest_wait_s=5.0)  # fmt: skip
+    busy = Reply(status=429, headers={"Retry-After": "1"})
+    found, _ = ask(first(busy, busy), ["a", "b"], at_once=1, longest_wait_s=5.0)
     assert [f.by for f in found] == ["model", "model"]
     assert monotonic() - started >= 0.9
-    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("around", ["Sure!\n```json\n%s\n```", "<think>{a}</think>%s", "%s\n\nHope it helps."])
@@ -130,20 +134,20 @@ def test_a_text_the_server_refuses_gets_rules_and_the_others_go_on() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [(Reply(status=401), "key"), (Reply(status=404), "model"), (Reply(status=500), "3 tries")],
+    [(Reply(status=401), "key"), (Reply(status=404), "404"), (Reply(status=503), "3 tries")],
 )
 def test_a_server_that_cannot_help_stops_the_job(fault: Reply, words: str) -> None:
-    with pytest.raises(ExtractionStopped, match=words):
+    with pytest.raises(BatchStopped, match=words):
         ask(lambda n, t: fault, ["a"], tries=3)
 
 
 def test_a_server_that_refuses_everything_stops_the_job() -> None:
-    with pytest.raises(ExtractionStopped, match="json_object"):
-        ask(lambda n, t: Reply(status=400, body="no json_schema here"), [f"t{n}" for n in range(30)], concurrency=2)
+    with pytest.raises(BatchStopped, match="without one"):
+        ask(lambda n, t: Reply(status=400, body="no json_schema here"), [f"t{n}" for n in range(30)], at_once=2)
 
 
 def test_no_more_requests_are_under_way_than_allowed() -> None:
-    _, server = ask(lambda n, t: Reply(delay_s=0.02), [f"t{n}" for n in range(12)], concurrency=3)
+    _, server = ask(lambda n, t: Reply(delay_s=0.02), [f"t{n}" for n in range(12)], at_once=3)
     assert server.most_at_once == 3
 
 
@@ -152,19 +156,17 @@ def test_keys_come_from_a_variable_or_a_file(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("BEAUTY_TEST_KEY", "def")
     assert (read_key(), read_key("BEAUTY_TEST_KEY"), read_key(file=tmp_path / "key")) == ("", "def", "abc")
     for wrong in ({"variable": "BEAUTY_NO_SUCH"}, {"file": tmp_path / "none"}):
-        with pytest.raises(ExtractionStopped):
+        with pytest.raises(BatchStopped):
             read_key(**wrong)  # type: ignore[arg-type]
 
 
 # ---- The file
 
 
-def run(out: Path, plan: Plan, inputs: list[Text] = INPUTS, restart: bool = False) -> Tally:
+def run(out: Path, plan: Plan, inputs: list[Entry] = INPUTS, restart: bool = False) -> Tally:
     async def go(url: str) -> Tally:
-        from training.extract.job import extract_all
-
-        server = Server(url, "tiny", concurrency=4, backoff_s=0.01, tries=3)
-        async with OpenAiExtractor(FORM, server, RULES) as extractor:
+        async with server_model(url, "tiny") as model:
+            extractor = ModelExtractor(FORM, Asker(model, 4, Patience(2, 0.01, 0.1)), RULES)
             return await extract_all(inputs, out, extractor, restart)
 
     with openai_server(plan) as server:
@@ -174,18 +176,18 @@ def run(out: Path, plan: Plan, inputs: list[Text] = INPUTS, restart: bool = Fals
 def test_each_input_gets_one_line_in_its_order_though_answers_come_in_another(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     tally = run(out, lambda n, t: Reply(delay_s=0.05 if n % 4 == 0 else 0.0))
-    assert [line["id"] for line in read_extractions(out)] == [text.id for text in INPUTS]
+    assert [line["id"] for line in read_lines(out)] == [text.id for text in INPUTS]
     assert (tally.before, tally.model, tally.rules) == (0, 40, 0)
 
 
 def test_a_server_that_goes_away_leaves_what_was_found_and_the_next_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    with pytest.raises(ExtractionStopped, match="tries"):
+    with pytest.raises(BatchStopped, match="tries"):
         run(out, lambda n, t: RIGHT if int(t.split()[1][:-1]) < 20 else Reply(status=503))
-    assert [line["id"] for line in read_extractions(out)] == [text.id for text in INPUTS[:20]]
+    assert [line["id"] for line in read_lines(out)] == [text.id for text in INPUTS[:20]]
     tally = run(out, lambda n, t: RIGHT)
     assert (tally.before, tally.model) == (20, 20)
-    assert [line["id"] for line in read_extractions(out)] == [text.id for text in INPUTS]
+    assert [line["id"] for line in read_lines(out)] == [text.id for text in INPUTS]
 
 
 @pytest.mark.parametrize("left", [b'{"id": "id-3', b'{"id":"id-40","of":"0","values":{},"by":"model"}', b"\xff\x00"])
@@ -213,7 +215,7 @@ def test_another_prompt_or_model_does_not_go_on_but_begins_anew_where_told(tmp_p
     run_job(INPUTS[:5], out, RULES)
     before = out.read_bytes()
     other = KeywordRules(Form(FORM.name, "Another prompt.", FORM.answer), LEXICON)
-    with pytest.raises(ExtractionStopped, match="--restart"):
+    with pytest.raises(BatchStopped, match="--restart"):
         run_job(INPUTS, out, other)
     assert out.read_bytes() == before
     assert run_job(INPUTS, out, other, restart=True).rules == 40
@@ -223,15 +225,15 @@ def test_another_prompt_or_model_does_not_go_on_but_begins_anew_where_told(tmp_p
 def test_other_inputs_do_not_go_on(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     run_job(INPUTS[:5], out, RULES)
-    for others in (INPUTS[1:], [Text("id-0", "another text"), *INPUTS[1:]], INPUTS[:4]):
-        with pytest.raises(ExtractionStopped, match="other inputs"):
+    for others in (INPUTS[1:], [Entry("id-0", "another text"), *INPUTS[1:]], INPUTS[:4]):
+        with pytest.raises(BatchStopped, match="other inputs"):
             run_job(others, out, RULES)
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text('{"precious": 1}\n')
-    with pytest.raises(ExtractionStopped, match="no file of extractions"):
+    with pytest.raises(BatchStopped, match="no file of a batch"):
         run_job(INPUTS, out, RULES)
     assert out.read_text() == '{"precious": 1}\n'
 
@@ -240,6 +242,6 @@ def test_only_one_writes_a_file(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with out.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ExtractionStopped, match="another process"):
+        with pytest.raises(BatchStopped, match="another process"):
             run_job(INPUTS, out, RULES)
     assert run_job(INPUTS, out, RULES).rules == 40

@@ -16,7 +16,8 @@ from sqlalchemy import text
 
 from registry.database import Database, migrate, open_database
 from serving.errors import BadRequest, NotFound, Overloaded, StoreUnavailable, Unauthorized
-from serving.keys import CACHE_S, SCOPES, STALE_S, ApiKey, ApiKeys, RateLimiter, ensure_trace_secret
+from serving.keys import CACHE_S, SCOPES, STALE_S, ApiKey, ApiKeys, RateLimiter
+from serving.secret_files import ensure_trace_secret
 
 
 @dataclass

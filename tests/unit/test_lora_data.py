@@ -138,5 +138,5 @@ def test_options_are_checked_and_the_trainer_is_found() -> None:
 def test_instructions_of_a_missing_file(tmp_path: Path) -> None:
     from training.lora.instructions import _read
 
-    with pytest.raises(DatasetInvalid, match="cannot be read"):
-        list(_read(tmp_path / "none.jsonl"))
+    with pytest.raises(DatasetInvalid, match=r"no instructions source .*none\.jsonl"):
+        list(_read("none.jsonl", tmp_path))

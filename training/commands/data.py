@@ -27,12 +27,12 @@ def forget(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a person from traces, feedback and future training, for good.
+    """Remove a person from traces, feedback, sessions and future training, for good.
 
     What running endpoints still hold of them is dropped later, when a data set is built. Releases that learnt from them
     are named, not changed: train again, and the next one will know nothing of the person.
     """
-    from serving.store import SqlFeedbackStore
+    from serving.store import SqlFeedbackStore, SqlSessionStore
     from serving.store.people import SqlPeople, ensure_people_secret
     from training.people import Forgetting
 
@@ -44,8 +44,9 @@ def forget(
     config = TrainingConfig.from_env(home)
     database = open_migrated(config)
     try:
-        secret = ensure_people_secret(config.home)
-        forgetting = Forgetting(SqlFeedbackStore(database), SqlPeople(database), secret, config.home / "spool")
+        secret = ensure_people_secret(config.home, config.serving.secrets)
+        spool, sessions = config.home / "spool", SqlSessionStore(database)
+        forgetting = Forgetting(SqlFeedbackStore(database), SqlPeople(database), secret, spool, sessions)
         report = forgetting.forget(user, app)
     except OSError as error:
         raise BadRequest(f"a file in {config.home} cannot be used: {error}; see to it, then run it again") from None
@@ -81,7 +82,8 @@ def _show(user: str, report: ForgetReport, releases: tuple[TrainedRelease, ...] 
 
     say(
         f"{user} is forgotten (pseudonym {report.pseudonym}): removed {report.traces} traces, {report.events} events, "
-        f"{report.words} taught words and {report.spooled} spooled events; future training leaves them out"
+        f"{report.words} taught words, {report.turns} turns of sessions and {report.spooled} spooled events; "
+        "future training leaves them out"
     )
     if report.spools_in_use:
         say(f"{report.spools_in_use} spools are in use: what they hold of the person is dropped once it arrives")

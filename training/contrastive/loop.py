@@ -28,6 +28,7 @@ from training.contrastive.pairs import Batch, Batching, Pair, step_count, steps
 from training.contrastive.validation import SCORE, Validation, loss_inputs
 from training.errors import TrainingRefused
 from training.ports import Loop
+from training.precision import dtype_of
 
 STATE_FILE = "state.pt"
 LOG_EVERY = 20
@@ -69,7 +70,7 @@ class Worker:
             )
         self._learning = list(encoder.learning().values())
         self._optimiser = torch.optim.AdamW(_groups(encoder, options.weight_decay), lr=options.learning_rate)
-        self._dtype = precision_of(options, loop.device)
+        self._dtype = dtype_of(options.precision, loop.device)
         self._scaler = torch.amp.GradScaler(enabled=self._dtype == torch.float16)
         self._loss = make_loss(encoder, options, gather=loop.world > 1)
         self._alone = make_loss(encoder, options, gather=False)
@@ -207,16 +208,6 @@ def rate_at(step: int, steps_in_all: int, warmup_ratio: float) -> float:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Different for every step and worker."""
     return (seed * 1_000_003 + step) * 1_009 + rank
-
-
-def precision_of(options: ContrastiveOptions, device: str) -> Any:
-    """Raises TrainingRefused for fp16 without a GPU, where nothing is gained by it."""
-    on_gpu = device.startswith("cuda")
-    if options.precision == "fp16" and not on_gpu:
-        raise TrainingRefused("options.precision is fp16, which needs a GPU: use `auto`, or scaling.num_gpus")
-    if options.precision == "auto":
-        return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
-    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
 
 
 def average_gradients(parameters: list[Any], world: int) -> None:

@@ -1,39 +1,48 @@
-"""Answers in words that people liked, as instruction examples for a language model.
+"""Answers that people liked, as instruction examples for a language model.
 
 An answer is kept when its user said so (the event `rating` with a `value` from 1 to 5, at least SATISFIED), chose
-something of it, and did not have to wait: what was slow or unhelpful is not worth imitating. `training.lora` reads the
-JSON lines, `{"prompt", "answer", "weight"}`. `conversations` is pure; `write_conversations` reads the store.
+something of it, and did not have to wait: what was slow or unhelpful is not worth imitating. So is what a template
+said in the model's place. `conversations` is pure. `build_conversations` makes a data set of them, as `training.wiring`
+asks for where a trainer learns from conversations; `training.lora` reads its JSON lines, `{"messages", "weight"}`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
+from serving.ports import Message
 from serving.schema import FeedbackEvent, Trace
 from serving.schema.pseudonym import pseudonym
+from training.dataset.example import PARTS, PEOPLE_FILE, DatasetInfo, save_info
 from training.dataset.request import DatasetRequest
 from training.dataset.weigh import RATING, rating_verdict
 
 SATISFIED = 4.0
 PATIENCE_MS = 3000.0
 PAGE = 500
+CONVERSATIONS = "conversations.jsonl"
 
 AnswerOf = Callable[[Trace, FeedbackEvent], str | None]
 """The words that an answer gave to the line its user chose something of; None: there were none."""
 
+AskedOf = Callable[[Trace, int], Sequence[Message]]
+"""What the model was asked, with this line of the trace."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """To `prompt`, `answer` was good; `weight` 0.5 for a rating of 4, 1 for 5."""
+    """To `prompt`, `answer` was good; `weight` 0.5 for a rating of 4, 1 for 5. `line` of the trace is asked."""
 
     prompt: str
     answer: str
     weight: float = 1.0
+    line: int = 0
 
 
 @dataclass(slots=True)
@@ -45,11 +54,16 @@ class _Said:
 
 
 def generated_text(trace: Trace, choice: FeedbackEvent) -> str | None:
-    """The `answer` that the generate phase left in the trace's line."""
-    if choice.line >= len(trace.lines):
-        return None
-    text = trace.lines[choice.line].get("answer")
-    return text if isinstance(text, str) and text.strip() else None
+    """What the model wrote, where no template took its place."""
+    text = trace.answer.get("text")
+    own = choice.line < len(trace.lines) and not trace.answer.get("fallback")
+    return text if own and isinstance(text, str) and text.strip() else None
+
+
+def plain_question(trace: Trace, line: int) -> Sequence[Message]:
+    """The user's words alone, for an app without a prompt."""
+    told = trace.lines[line] if line < len(trace.lines) else {}
+    return (Message("user", str(told.get("raw") or trace.query)),)
 
 
 class Conversations:
@@ -93,7 +107,7 @@ class Conversations:
         else:
             self.counts["kept"] += 1
             line = trace.lines[said.choice.line] if said.choice.line < len(trace.lines) else {}
-            return Instruction(str(line.get("raw") or trace.query), answer, verdict.weight)
+            return Instruction(str(line.get("raw") or trace.query), answer, verdict.weight, said.choice.line)
         self.counts[reason] += 1
         return None
 
@@ -112,35 +126,63 @@ def conversations(
     return [one for one in made if one is not None]
 
 
-def write_conversations(request: DatasetRequest, path: Path, answer_of: AnswerOf = generated_text) -> Counter[str]:
-    """Write those of the app's feedback to `path`, without the people who are forgotten; returns the counts. Holds two
+def build_conversations(
+    request: DatasetRequest, folder: Path, asked_of: AskedOf = plain_question, answer_of: AnswerOf = generated_text
+) -> DatasetInfo:
+    """Write the data set of a trainer that learns from conversations into `folder`, as `build_dataset` does that of the
+    others; its parts are empty, since such a trainer splits by itself. Without the people who are forgotten. Holds two
     events per rated trace in memory. Raises StoreUnavailable, OSError."""
-    heard = Conversations(request.data.negative_events, answer_of)
-    for event in _events(request):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").unlink(missing_ok=True)
+    for part in PARTS:
+        (folder / f"{part}.jsonl").write_bytes(b"")
+    heard, feedback_seq = Conversations(request.data.negative_events, answer_of), 0
+    for seq, event in _events(request):
+        feedback_seq = seq
+        heard.counts["events"] += 1
         if not _forgotten(request, event.user):
             heard.hear(event)
-    store = request.feedback
-    with path.open("wb") as file:
-        rated = heard.rated()
-        for start in range(0, len(rated), PAGE):
-            found = store.traces(rated[start : start + PAGE]) if store is not None else {}
-            for trace_id in rated[start : start + PAGE]:
-                trace = found.get(trace_id)
-                if trace is None:
-                    heard.counts["without_trace"] += 1
-                elif _forgotten(request, trace.user):
-                    heard.counts["forgotten"] += 1
-                elif (one := heard.instruction(trace)) is not None:
-                    file.write(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE))
-    return heard.counts
+    people, digest = set[str](), hashlib.sha256()
+    with (folder / CONVERSATIONS).open("wb") as file:
+        for trace in _rated(request, heard):
+            one = heard.instruction(trace)
+            if one is not None:
+                line = orjson.dumps(_line(one, asked_of(trace, one.line)), option=orjson.OPT_APPEND_NEWLINE)
+                digest.update(line)
+                file.write(line)
+                people |= {pseudonym(request.secret, trace.user)} if trace.user is not None else set()
+    (folder / PEOPLE_FILE).write_text("".join(f"{one}\n" for one in sorted(people)), encoding="ascii")
+    info = DatasetInfo(digest.hexdigest(), {name: int(n) for name, n in sorted(heard.counts.items())}, feedback_seq)
+    save_info(folder, info)
+    return info
 
 
-def _events(request: DatasetRequest) -> Iterator[FeedbackEvent]:
+def _line(one: Instruction, asked: Sequence[Message]) -> dict[str, object]:
+    messages = [*asked, Message("assistant", one.answer)]
+    return {"messages": [message._asdict() for message in messages], "weight": one.weight}
+
+
+def _rated(request: DatasetRequest, heard: Conversations) -> Iterator[Trace]:
+    """The traces that were rated well, of people who are not forgotten."""
+    store, rated = request.feedback, heard.rated()
+    for start in range(0, len(rated), PAGE):
+        found = store.traces(rated[start : start + PAGE]) if store is not None else {}
+        for trace_id in rated[start : start + PAGE]:
+            trace = found.get(trace_id)
+            if trace is None:
+                heard.counts["without_trace"] += 1
+            elif _forgotten(request, trace.user):
+                heard.counts["forgotten"] += 1
+            else:
+                yield trace
+
+
+def _events(request: DatasetRequest) -> Iterator[tuple[int, FeedbackEvent]]:
     after = 0
     while request.feedback is not None and (page := request.feedback.events(request.app, after, PAGE)):
         for seq, event in page:
             if request.until_seq is None or seq <= request.until_seq:
-                yield event
+                yield seq, event
         after = page[-1][0]
 
 

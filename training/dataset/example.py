@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import orjson
 
+from registry.files import replace_file
 from training.errors import DatasetInvalid
 
 Part = Literal["train", "validation", "test"]
@@ -106,9 +107,7 @@ def parse_example(line: bytes | str, where: str) -> Example:
 
 def save_info(folder: Path, info: DatasetInfo) -> None:
     text = json.dumps({f.name: getattr(info, f.name) for f in fields(info)}, indent=1, sort_keys=True)
-    temporary = folder / "dataset.json.new"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / "dataset.json")  # a folder that holds it is complete
+    replace_file(folder / "dataset.json", text)  # a folder that holds it is complete
 
 
 def load_info(folder: Path) -> DatasetInfo:

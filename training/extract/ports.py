@@ -1,6 +1,6 @@
 """What is extracted (`Form`), what comes out (`Extraction`), and who does it (the port `Extractor`).
 
-`training.extract.job` drives an extractor over a file; `rules` and `openai` are its adapters. Pure.
+`training.extract.job` drives an extractor over a file; `rules` and `model` are its adapters. Pure.
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ class Extractor(Protocol):
         """How many texts it works on at a time."""
 
     async def extract(self, text: str) -> Extraction:
-        """Exactly one extraction for any text, the empty one too. Raises ExtractionStopped where going on with other
+        """Exactly one extraction for any text, the empty one too. Raises BatchStopped where going on with other
         texts makes no sense either."""

@@ -11,12 +11,13 @@ Called by `training.job.loop` (workers) and by `fit` and `search` (driver).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from registry.files import replace_file
 
 Event = Mapping[str, Any]
 """{"kind": "total", "steps"} | {"kind": "restored", "step"} | {"kind": "report", "step", "metrics"} |
@@ -92,14 +93,7 @@ class Mailbox:
         return events
 
     def _write(self, *, stop: bool) -> None:
-        replace_json(self._folder / "attempt.json", {"attempt": self.attempt, "stop": stop})
-
-
-def replace_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value), encoding="utf-8")
-    aside.replace(path)
+        replace_file(self._folder / "attempt.json", json.dumps({"attempt": self.attempt, "stop": stop}))
 
 
 def _events(folder: Path, attempt: str, rank: int) -> Path:

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from registry.content import digest_folder, digest_json
+from registry.files import replace_file
 from training.dataset.example import load_info
 from training.errors import DatasetInvalid
-from training.job.channel import replace_json
 from training.job.checkpoint import Checkpoints
 from training.job.cluster import Where
 from training.job.loop import CHECKPOINTS, Work
@@ -61,7 +61,7 @@ class Job:
 
     def set_done(self) -> None:
         if newest := self.checkpoints.newest():
-            replace_json(self.folder / "done.json", self._state(newest.step))
+            replace_file(self.folder / "done.json", json.dumps(self._state(newest.step)))
 
     def _state(self, step: int) -> dict[str, str | int]:
         return {"task": self.digest, "world": self.world, "step": step}

@@ -1,7 +1,7 @@
 """What a language model is taught: prompts with the answers that were good.
 
-They come from the file that `options.instructions` names, and from `conversations.jsonl` in the data set, where
-`training.dataset.conversations` wrote one. Which part an instruction falls into follows from its prompt alone, so the
+They come from the source that `options.instructions` names, and from `conversations.jsonl` in the data set, which
+`training.dataset.conversations` writes. Which part an instruction falls into follows from its prompt alone, so the
 held-out ones stay the same as more are collected, and a prompt is never in two parts. Reads files, else pure.
 """
 
@@ -17,11 +17,12 @@ import orjson
 
 from serving.schema import DataSpec
 from training.dataset import PARTS, Part
+from training.dataset.conversations import CONVERSATIONS
 from training.errors import DatasetInvalid, TrainingRefused
 from training.lora.options import LoraOptions
 from training.ports import Task
+from training.source import open_source
 
-CONVERSATIONS = "conversations.jsonl"
 ROLES = ("system", "user", "assistant")
 
 
@@ -45,12 +46,12 @@ def read_instructions(task: Task) -> list[Instruction]:
     """All of a task, in a fixed order, each once. Raises DatasetInvalid, and TrainingRefused where there are none."""
     options = task.options
     assert isinstance(options, LoraOptions)
-    files = [task.app_folder / options.instructions] if options.instructions else []
-    if (collected := task.dataset / CONVERSATIONS).is_file():
-        files.append(collected)
+    sources = [(options.instructions, task.app_folder)] if options.instructions else []
+    if (task.dataset / CONVERSATIONS).is_file():
+        sources.append((CONVERSATIONS, task.dataset))
     found: dict[tuple[tuple[Message, ...], str], Instruction] = {}
-    for file in files:
-        for one in _read(file):
+    for source, folder in sources:
+        for one in _read(source, folder):
             key = (one.history, one.answer)
             if key not in found or one.weight > found[key].weight:
                 found[key] = one
@@ -73,14 +74,11 @@ def split(instructions: list[Instruction], data: DataSpec) -> dict[Part, list[In
     return parts
 
 
-def _read(file: Path) -> Iterator[Instruction]:
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise DatasetInvalid(f"the instructions {file} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield from parse_instruction(line, f"{file}, line {number}")
+def _read(source: str, folder: Path) -> Iterator[Instruction]:
+    with open_source(source, folder, "instructions", DatasetInvalid) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield from parse_instruction(line, f"{source}, line {number}")
 
 
 def parse_instruction(line: bytes | str, where: str) -> Iterator[Instruction]:

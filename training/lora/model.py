@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from registry.content import digest_folder
 from training.errors import TrainingRefused
 from training.lora.options import LoraOptions
+from training.models import TINY, tiny_folder
+from training.ports import Task
+from training.precision import dtype_of
 
 BASE_FILE = "base.json"
 CONFIG_FILE = "adapter_config.json"
@@ -46,11 +47,16 @@ class Base:
             raise TrainingRefused(f"{folder.name} does not say which base model it belongs to: {error}") from None
 
 
-def base_folder(options: LoraOptions, app_folder: Path) -> Path:
-    """Where the base lies; fetched from the hub where it is no folder. Raises TrainingRefused."""
-    folder = app_folder / options.model  # an absolute path stays as it is
+def base_folder(options: LoraOptions, task: Task) -> Path:
+    """Where the base lies: a folder beside app.yaml or elsewhere, or `tiny`; fetched from the hub where it is none of
+    these. Raises TrainingRefused."""
+    folder = task.app_folder / options.model  # an absolute path stays as it is
     if folder.is_dir():
         return folder
+    if options.model == TINY:
+        if task.home is None or not (own := tiny_folder(task.home)).is_dir():
+            raise TrainingRefused("options.model is `tiny`, which was not built: run `palate models build tiny`")
+        return own
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -63,8 +69,8 @@ def base_folder(options: LoraOptions, app_folder: Path) -> Path:
         ) from None
 
 
-def base_of(options: LoraOptions, app_folder: Path) -> Base:
-    return Base(options.model, digest_folder(base_folder(options, app_folder))[0])
+def base_of(options: LoraOptions, task: Task) -> Base:
+    return Base(options.model, digest_folder(base_folder(options, task))[0])
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -76,18 +82,11 @@ def load_tokenizer(folder: Path) -> Any:
         raise TrainingRefused(f"options.model: {folder.name} has no tokenizer that can be read: {error}") from None
 
 
-def precision_of(options: LoraOptions, device: str) -> Any:
-    """The type that the base is held and computed in."""
-    if options.precision == "auto":
-        return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
-    return {"float32": torch.float32, "bf16": torch.bfloat16}[options.precision]
-
-
 def load_base(folder: Path, options: LoraOptions, device: str) -> Any:
     """The causal language model, on `device`, frozen. Raises TrainingRefused."""
     from transformers import AutoModelForCausalLM
 
-    dtype = precision_of(options, device)
+    dtype = dtype_of(options.precision, device)
     settings: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
     if options.quantize == "4bit":
         settings |= {"quantization_config": _four_bits(device, dtype), "device_map": {"": device}}

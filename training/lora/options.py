@@ -19,7 +19,9 @@ class LoraOptions(Spec):
     model: str = Field(min_length=1, description="A Hugging Face folder beside app.yaml or elsewhere, or a hub's name.")
     revision: str | None = Field(None, description="Of a model of the hub; a commit makes training repeatable.")
     instructions: str | None = Field(
-        None, description="A .jsonl file beside app.yaml of `prompt` and `answer`, or of `messages`."
+        None,
+        description="Beside conversations: a .jsonl file, or a script (.py, with arguments) that prints such lines, of "
+        "`prompt` and `answer`, or of `messages`.",
     )
     max_tokens: int = Field(512, ge=8, le=131_072, description="Longer prompts lose their beginning.")
     rank: int = Field(16, ge=1, le=512)

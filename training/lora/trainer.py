@@ -32,6 +32,7 @@ class LoraTrainer:
     """Implements `Trainer` and `ShowsEvidence`."""
 
     name = "lora"
+    conversations = True
     options: type[BaseModel] = LoraOptions
 
     def component(self, spec: AppSpec) -> str:  # noqa: ARG002 - an app has one generate phase
@@ -56,7 +57,7 @@ class LoraTrainer:
                     f"train.{task.name}: of {sum(map(len, parts.values()))} instructions none is in the {part} part: "
                     f"collect more, or raise `data.{part}_ratio`"
                 )
-        base = base_of(options, task.app_folder)
+        base = base_of(options, task)
         if task.start is not None and (its := Base.load(task.start)).digest != base.digest:
             raise TrainingRefused(
                 f"the adapter in use belongs to {its.model!r} ({its.digest[:12]}), but options.model is "
@@ -72,7 +73,7 @@ class LoraTrainer:
         from training.lora.tokens import encode
 
         options = _options(task)
-        folder = base_folder(options, task.app_folder)
+        folder = base_folder(options, task)
         parts = split(read_instructions(task), task.train.data)
         tokenizer = load_tokenizer(folder)
         train, validation = (encode(parts[p], tokenizer, options.max_tokens) for p in ("train", "validation"))
@@ -110,7 +111,7 @@ class LoraTrainer:
         cases = split(read_instructions(task), task.train.data)["test"]
         if not cases:
             return None
-        folder = base_folder(options, task.app_folder)
+        folder = base_folder(options, task)
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
         plain = options.model_copy(update={"quantize": "none"} if device == "cpu" else {})
         tokens = encode(cases, load_tokenizer(folder), options.max_tokens)

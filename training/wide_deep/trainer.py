@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from registry.content import digest_json
 from serving.components.rank_features import FeatureSpec
-from serving.components.ranker import RankerInfo
+from serving.components.ranker import OnnxRanker, RankerInfo
 from serving.errors import PhaseFailed
 from serving.schema import AppSpec
+from training.dataset.example import read_examples
 from training.errors import TrainingRefused
+from training.evidence import Evidence, Scored, by_user
 from training.metrics import auc, calibration_error, log_loss
 from training.ports import Loop, NewComponent, Task, Trained
 from training.wide_deep.fit import Part, Shop, encode, fit
@@ -32,7 +35,7 @@ RANKER_FOLDER = "ranker"
 
 
 class WideDeepTrainer:
-    """See `training.ports.Trainer`."""
+    """See `training.ports.Trainer` and `training.ports.ShowsEvidence`."""
 
     name = "wide_deep"
     options: type[BaseModel] = WideDeepOptions
@@ -69,6 +72,24 @@ class WideDeepTrainer:
         train, validation = (Part.load(task.work / name) for name in ("train", "validation"))
         start = weights_of(task.start) if task.start else None
         Run(Data(_features(task), train, validation, start), _options(task), task.seed, loop).run()
+
+    def evidence(self, task: Task, component: Path | None) -> Evidence | None:
+        """How well the ranker in this folder orders what each user of the test part was shown, the newest of the data:
+        it was trained on what came before. None where there is no ranker, or no user to judge by. Raises PhaseFailed,
+        DatasetInvalid."""
+        if component is None:
+            return None
+        ranker, test = OnnxRanker(component), task.dataset / "test.jsonl"
+        shop = Shop.read(task.items)
+        part = encode(test, shop, ranker.encoder.spec)
+        users = [example.user for chunk, _ in shop.chunks(read_examples(test)) for example in chunk]
+        if not len(part):
+            return None
+        labels, weights = part.labels.astype(np.float64), part.weights.astype(np.float64)
+        probabilities = ranker.run(part.features).astype(np.float64)
+        key = digest_json({"users": users, "labels": labels.tolist(), "weights": weights.tolist()})
+        found = by_user(users, Scored(labels, probabilities, weights, key=key))
+        return found if found.cases else None
 
     def finish(self, task: Task, saved: Path) -> Trained:
         """Calibrates on the validation part and writes the component."""

@@ -1,5 +1,8 @@
 """Fills an app's empty catalogue from the source that its app.yaml names: a JSON-lines file, or a script that prints
-JSON lines."""
+JSON lines.
+
+Called by whatever builds on a catalogue: `palate up` and `palate index`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ from typing import Any
 
 import orjson
 
+from serving.components.catalogue import check_item
 from serving.errors import BadRequest
-from serving.ingress.catalogue import check_item
-from serving.local.home import SetupError
 from serving.ports import ItemStore
 from serving.schema import AppSpec, Item
 
@@ -23,7 +25,8 @@ BATCH = 2000
 
 
 def seed_items(spec: AppSpec, folder: Path, store: ItemStore, say: Callable[[str], None]) -> None:
-    """Does nothing when the catalogue has ever been written. Raises SetupError that names source and line."""
+    """Does nothing when the catalogue has ever been written, or app.yaml names no source: then it is filled over HTTP.
+    Raises BadRequest that names source and line."""
     if spec.items.source is None or store.sequence(spec.name):
         return
     say(f"{spec.name}: loading its catalogue from {spec.items.source}")
@@ -36,12 +39,12 @@ def seed_items(spec: AppSpec, folder: Path, store: ItemStore, say: Callable[[str
 
 
 def read_items(spec: AppSpec, folder: Path) -> Iterator[Item]:
-    """The items of `items.source`, checked against app.yaml. Raises SetupError that names source and line."""
+    """The items of `items.source`, checked against app.yaml. Raises BadRequest that names source and line."""
     assert spec.items.source is not None
     command = shlex.split(spec.items.source)
     source = folder / command[0]
     if not source.exists():
-        raise SetupError(f"{spec.name}: items.source is {command[0]!r}, but there is no {source}")
+        raise BadRequest(f"{spec.name}: items.source is {command[0]!r}, but there is no {source}", field="items.source")
     lines = _script_lines(source, command[1:]) if source.suffix == ".py" else _file_lines(source)
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -49,15 +52,15 @@ def read_items(spec: AppSpec, folder: Path) -> Iterator[Item]:
 
 
 def parse_item(line: bytes, spec: AppSpec, where: str) -> Item:
-    """One JSON line as an item. Raises SetupError that names the place."""
+    """One JSON line as an item. Raises BadRequest that names the place."""
     try:
         raw: Any = orjson.loads(line)
         item = Item(str(raw["id"]), dict(raw["fields"]), dict(raw.get("attributes", {})))
         check_item(item, spec)
     except (ValueError, TypeError, KeyError) as error:
-        raise SetupError(f"{where}: not an item {{id, fields, attributes}}: {error!r}") from None
+        raise BadRequest(f"{where}: not an item {{id, fields, attributes}}: {error!r}", field="items") from None
     except BadRequest as error:
-        raise SetupError(f"{where}: {error.detail}") from None
+        raise BadRequest(f"{where}: {error.detail}", field="items") from None
     return item
 
 
@@ -73,4 +76,4 @@ def _script_lines(source: Path, arguments: list[str]) -> Iterator[bytes]:
         yield from process.stdout
         status = process.wait()
     if status:
-        raise SetupError(f"{source.name} ended with status {status}; the lines above say why")
+        raise BadRequest(f"{source.name} ended with status {status}; the lines above say why", field="items.source")

@@ -1,0 +1,63 @@
+"""Empties this Ray node before its pod ends: the preStop hook of Ray workers, `python -m serving.cluster.drain`.
+
+A pod that just ends takes what is in flight with it. Ray is asked to drain the node instead: Serve then starts the
+replacements of its replicas on other nodes, takes the node's proxy out of rotation and lets replicas finish. Called by
+the kubelet; calls Ray's control store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+LOOK_EVERY_S = 0.5
+REASON = "DRAIN_NODE_REASON_PREEMPTION"
+"""What Ray calls a node that goes whatever happens; the other reason it knows may be refused by a busy node."""
+
+
+def replicas_on(details: dict[str, Any], node_id: str) -> list[str]:
+    """Names of the replicas that run on a node, by Serve's own description of itself (its REST API's schema)."""
+    return sorted(
+        replica["replica_id"]
+        for application in details.get("applications", {}).values()
+        for deployment in application["deployments"].values()
+        for replica in deployment["replicas"]
+        if replica["node_id"] == node_id
+    )
+
+
+def drain(within_s: float) -> int:
+    """Status 0 when no replica is left here, 1 when some are after `within_s`."""
+    import ray
+    from ray._private.state import state
+    from ray.core.generated import autoscaler_pb2
+    from ray.serve.context import _get_global_client
+
+    ray.init(address="auto", namespace="serve", logging_level="error", log_to_driver=False)
+    node_id = ray.get_runtime_context().get_node_id()
+    until = time.monotonic() + within_s
+    deadline_ms = int((time.time() + within_s) * 1000)
+    state._connect_and_get_accessor()
+    accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(
+        node_id, autoscaler_pb2.DrainNodeReason.Value(REASON), "its pod ends", deadline_ms
+    )
+    if not accepted:
+        print(f"palate drain: Ray does not drain node {node_id}: {why}", file=sys.stderr)
+        return 1
+    left: list[str] = []
+    while time.monotonic() < until:
+        client = _get_global_client(raise_if_no_controller_running=False)
+        left = [] if client is None else replicas_on(client.get_serve_details(), node_id)
+        if not left:
+            return 0
+        time.sleep(LOOK_EVERY_S)
+    print(f"palate drain: still here after {within_s:g} s: {', '.join(left)}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Drain this Ray node.")
+    parser.add_argument("--within-s", type=float, default=60.0, help="give up, and let the pod end, after so long")
+    raise SystemExit(drain(parser.parse_args().within_s))

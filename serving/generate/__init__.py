@@ -1,0 +1,1 @@
+"""The phase `generate`: prompts, checks and the language models that answer them."""
