@@ -1,5 +1,6 @@
 """The command line of the benchmarks: `scripts/bench speed`, `judgement`, `rollback`, `steering`,
-`learning`. Those of training have a command line each: `python -m bench.training`, `bench.ranking`, `bench.beauty`.
+`learning`, `generation`. Those of training have a command line each: `python -m bench.training`, `bench.ranking`,
+`bench.beauty`.
 
 Each command is a function that adds its parser and sets `run`: (parser, options) -> what to print.
 """
@@ -24,7 +25,7 @@ def main() -> int:
         prog="scripts/bench", description="Measures Palate beside what it is compared with."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_speed, _add_judgement, _add_rollback, _add_steering, _add_learning):
+    for add in (_add_speed, _add_judgement, _add_rollback, _add_steering, _add_learning, _add_generation):
         command = add(commands)
         command.add_argument(
             "--out", type=Path, default=Path("bench-results"), help="folder for the results (bench-results)"
@@ -118,6 +119,30 @@ def _run_learning(_: argparse.ArgumentParser, options: argparse.Namespace) -> st
     from bench.learning import report
 
     return report(options.poison, options.out)
+
+
+def _add_generation(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    generation = commands.add_parser("generation", help="tokens/s and time to first token, beside a bare vLLM server")
+    generation.add_argument(
+        "--model", type=Path, default=Path.home() / ".palate" / "models" / "tiny",
+        help="a folder in Hugging Face format; default: what `palate models build tiny` makes",
+    )  # fmt: skip
+    generation.add_argument("--connections", default="1,8,32", help="open connections, one measurement each (1,8,32)")
+    generation.add_argument("--rounds", type=int, default=8, help="requests of each connection (8)")
+    generation.set_defaults(run=_run_generation)
+    return generation
+
+
+def _run_generation(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    from bench.generation import Load, report
+
+    try:
+        connections = tuple(int(c) for c in options.connections.split(","))
+    except ValueError:
+        parser.error(f"--connections wants numbers with commas, not {options.connections!r}")
+    if min(*connections, options.rounds) < 1:
+        parser.error("--connections and --rounds want 1 or more")
+    return report(Load(options.model, connections, rounds=options.rounds), options.out)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from bench.data import ROOT
 from bench.nicknames import HELD_OUT, NICKNAMES, SEEN, lines
 from bench.processes import BenchError
 from bench.rollouts import QUICK, Rollouts
-from bench.traffic import Case, LiveTraffic, load_cases
+from bench.traffic import Case, LiveTraffic, Users, load_cases
 from bench.wine_orders import APP, CASES, wine_orders
 from registry.derive import changed_spec
 from training.runs import Run, Runs
@@ -56,9 +56,14 @@ CHANGES: dict[str, Any] = {
 
 def learning_app(folder: Path) -> Path:
     """wine-orders with a quick rollout and a short training, in a new folder."""
-    shutil.copytree(ROOT / "examples" / APP, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return changed_example(APP, folder, CHANGES)
+
+
+def changed_example(app: str, folder: Path, changes: Mapping[str, Any]) -> Path:
+    """A copy of an example in a new folder, with these settings."""
+    shutil.copytree(ROOT / "examples" / app, folder, ignore=shutil.ignore_patterns("__pycache__"))
     file = folder / "app.yaml"
-    spec = changed_spec(yaml.safe_load(file.read_text(encoding="utf-8")), CHANGES)
+    spec = changed_spec(yaml.safe_load(file.read_text(encoding="utf-8")), changes)
     file.write_text(yaml.safe_dump(spec, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return folder
 
@@ -98,10 +103,12 @@ class Learning:
         known = {run.id for run in self._runs()}
         cases = [*_users_lines(poison), *load_cases(CASES)[:300]]
         seconds: dict[str, float] = {}
-        with LiveTraffic(self._url, self._key, APP, cases, rate_per_s=RATE_PER_S, correct=True) as traffic:
-            self._wait(lambda run: run.id not in known, "a training run to start")
+        with LiveTraffic(self._url, self._key, APP, cases, rate_per_s=RATE_PER_S, users=Users(correct=True)) as traffic:
+            wait_for_run(self._runs, lambda run: run.id not in known, "a training run to start")
             seconds["until the run began"] = time.monotonic() - began
-            run = self._wait(lambda run: run.id not in known and run.ended_s is not None, "the run to end")
+            run = wait_for_run(
+                self._runs, lambda run: run.id not in known and run.ended_s is not None, "the run to end"
+            )
             seconds["until it ended"] = time.monotonic() - began
             rollout = 0
             if run.status == "published":
@@ -121,13 +128,15 @@ class Learning:
         body = answer.json()
         return None if body["abstained"] or not body["results"] else str(body["results"][0]["id"])
 
-    def _wait(self, there: Callable[[Run], bool], what: str) -> Run:
-        limit = time.monotonic() + RUN_LIMIT_S
-        while time.monotonic() < limit:
-            if found := [run for run in self._runs() if there(run)]:
-                return found[0]
-            time.sleep(1)
-        raise BenchError(f"waited {RUN_LIMIT_S:.0f} s for {what}")
+
+def wait_for_run(runs: Callable[[], Sequence[Run]], there: Callable[[Run], bool], what: str) -> Run:
+    """The first of `runs()`, newest first, for which `there` holds. Raises BenchError."""
+    limit = time.monotonic() + RUN_LIMIT_S
+    while time.monotonic() < limit:
+        if found := [run for run in runs() if there(run)]:
+            return found[0]
+        time.sleep(1)
+    raise BenchError(f"waited {RUN_LIMIT_S:.0f} s for {what}")
 
 
 def report(poison: bool, out: Path) -> str:

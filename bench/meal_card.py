@@ -40,7 +40,7 @@ from training.dataset import DatasetRequest, build_dataset
 from training.index import BuiltRelease, Inputs, ReleaseBuilder
 from training.job.loop import PlainLoop
 from training.metrics import ndcg_at_k
-from training.ports import NewComponent, Task
+from training.ports import Task, Trained
 from training.progress import Progress
 from training.trainers import checked_options, find_trainer
 
@@ -121,21 +121,22 @@ def questions(world: Any, count: int, seed: int) -> list[Asked]:
     return asked
 
 
-def build_release(spec: AppSpec, folder: Path, world: Any, home: Path) -> tuple[BuiltRelease, float]:
-    """With the ranker in it; (the release, seconds of the ranker's training)."""
+def build_release(spec: AppSpec, folder: Path, world: Any, home: Path) -> tuple[BuiltRelease, str]:
+    """With the ranker in it, and a sentence about that."""
     config = TrainingConfig(ServingConfig(home=home, threads=1))
     store = MemoryItemStore()
     store.upsert(spec.name, [Item(one["id"], one["fields"], one["attributes"]) for one in world.items])
     begun = time.monotonic()
     ranker = train_ranker(spec, folder, world, home)
-    seconds = time.monotonic() - begun
+    auc, seconds = ranker.metrics["validation_auc"], time.monotonic() - begun
+    about = f"The ranker was trained in {seconds:.0f} s; validation AUC {auc:.3f}."
     work = home / "work"
     work.mkdir()
     builder = ReleaseBuilder(spec, folder, work, config, MemoryStore(), progress)
-    return builder.build(store, Inputs(components=[ranker])), seconds
+    return builder.build(store, Inputs(components=ranker.components)), about
 
 
-def train_ranker(spec: AppSpec, folder: Path, world: Any, home: Path) -> NewComponent:
+def train_ranker(spec: AppSpec, folder: Path, world: Any, home: Path) -> Trained:
     """As `palate train --only ranker` does, in this process."""
     import orjson
 
@@ -163,7 +164,7 @@ def train_ranker(spec: AppSpec, folder: Path, world: Any, home: Path) -> NewComp
     trainer.loop(task, loop)
     saved = loop.restore()
     assert saved is not None
-    return trainer.finish(task, saved).components[0]
+    return trainer.finish(task, saved)
 
 
 async def recommended(
@@ -212,7 +213,7 @@ def quality(sessions: int, seed: int) -> str:
     if seed != 7:
         spec = _with_seed(spec, seed)
     with tempfile.TemporaryDirectory() as home:
-        release, seconds = build_release(spec, folder, world, Path(home))
+        release, about = build_release(spec, folder, world, Path(home))
         asked = questions(world, sessions, seed)
         number_of = {one["id"]: n for n, one in enumerate(world.items)}
         results = {RANDOM: figures(by_chance(asked, list(number_of), seed), asked, number_of)}
@@ -220,7 +221,7 @@ def quality(sessions: int, seed: int) -> str:
             with progress.step(name, None):
                 found = asyncio.run(recommended(changed(spec), release.named, asked, Path(home)))
             results[name] = figures(found, asked, number_of)
-    return table(results, asked, seed, seconds)
+    return table(results, asked, seed, about)
 
 
 def _with_seed(spec: AppSpec, seed: int) -> AppSpec:
@@ -231,11 +232,11 @@ def _with_seed(spec: AppSpec, seed: int) -> AppSpec:
     return AppSpec.model_validate(raw)
 
 
-def table(results: Mapping[str, Mapping[str, Values]], asked: Sequence[Asked], seed: int, seconds: float) -> str:
+def table(results: Mapping[str, Mapping[str, Values]], asked: Sequence[Asked], seed: int, about: str) -> str:
     whole = results[WHOLE]["NDCG@5"]
     kinds = sorted({one.kind for one in asked})
     lines = [
-        f"Made-up world, seed {seed}: {len(asked)} questions of the days after the split; ranker trained in {seconds:.0f} s.",
+        f"Made-up world, seed {seed}: {len(asked)} questions of the days after the split. {about}",
         "",
         "| system | NDCG@5 | " + " | ".join(f"{kind}" for kind in kinds) + " | hit@5 | whole pipeline gains, 95 % |",
         "|" + "---|" * (4 + len(kinds)),

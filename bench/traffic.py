@@ -11,7 +11,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,21 @@ import httpx
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A query and the ids of the items that its user would choose."""
+    """A query, with a record where the app takes one, and the ids of the items that its user would choose."""
 
     query: str
     accept: frozenset[str]
+    record: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """`taken`, `refused`: the app's events for a result that is taken, and for results that are turned down. `correct`:
+    who refuses what is shown then picks the right item by hand."""
+
+    taken: str = "select"
+    refused: str = "reject"
+    correct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +59,15 @@ class LiveTraffic:
     """`with LiveTraffic(...) as traffic:` sends until the block ends; `samples` holds what came of it."""
 
     def __init__(
-        self, url: str, key: str, app: str, cases: Sequence[Case], *, rate_per_s: float = 50.0, correct: bool = False
+        self, url: str, key: str, app: str, cases: Sequence[Case], *, rate_per_s: float = 50.0, users: Users = Users()
     ) -> None:
-        """`correct`: a user who rejects what is shown then picks the right item by hand."""
         self.samples: list[Sample] = []
         self.feedback_sent = 0
         self._base = f"{url}/v1/apps/{app}"
         self._headers = {"authorization": f"Bearer {key}"}
         self._cases = cases
         self._gap_s = 1.0 / rate_per_s
-        self._correct = correct
+        self._users = users
         self._random = random.Random(7)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="live-traffic", daemon=True)
@@ -92,7 +102,8 @@ class LiveTraffic:
         user = f"made-up-user-{self._random.randrange(100_000)}"
         sent_s, started = time.time(), time.perf_counter()
         try:
-            answer = await client.post(f"{self._base}/query", json={"query": case.query, "top_k": 3, "user": user})
+            body = {"query": case.query, "top_k": 3, "user": user, **({"record": case.record} if case.record else {})}
+            answer = await client.post(f"{self._base}/query", json=body)
         except httpx.HTTPError as error:
             self.samples.append(Sample(sent_s, _ms(started), 0, "", repr(error)))
             return
@@ -111,12 +122,13 @@ class LiveTraffic:
         right = next(iter(sorted(case.accept)))
         events: list[dict[str, Any]] = []
         if shown and shown[0] in case.accept:
-            events.append({"event": "select", "item_id": shown[0]})
+            events.append({"event": self._users.taken, "item_id": shown[0]})
         else:
             if shown:
-                events.append({"event": "reject", "rejected": [item for item in shown if item not in case.accept]})
-            if self._correct:
-                events.append({"event": "select", "item_id": right})
+                wrong = [item for item in shown if item not in case.accept]
+                events.append({"event": self._users.refused, "rejected": wrong})
+            if self._users.correct:
+                events.append({"event": self._users.taken, "item_id": right})
         for event in events:
             try:
                 answer = await client.post(f"{self._base}/feedback", json=about | event)

@@ -34,12 +34,13 @@ class Bench:
     board: SqlBoard
     evidence: SqlEvidence
     rollouts: Rollouts
+    home: Path
 
 
 @contextmanager
-def wine_orders(*options: str, app: Path | str = APP, learner: bool = False) -> Iterator[Bench]:
-    """`palate up` with these options, of the example or of a folder with a variant of it. Raises BenchError when it
-    does not start."""
+def wine_orders(*options: str, app: Path | str = APP, name: str = APP, learner: bool = False) -> Iterator[Bench]:
+    """`palate up` with these options, of the example or of a folder with a variant of it; `name` is that of another
+    app. Raises BenchError when it does not start."""
     with tempfile.TemporaryDirectory(prefix="palate-bench-") as folder:
         home, port, mlflow_port = Path(folder) / "home", free_port(), free_port()
         environment = {**os.environ, "PALATE_HOME": str(home), "PALATE_DRILLS": "1"}
@@ -54,7 +55,7 @@ def wine_orders(*options: str, app: Path | str = APP, learner: bool = False) -> 
             key = (home / "api-key").read_text(encoding="utf-8").strip()
             url, store = f"http://127.0.0.1:{port}", MlflowStore(f"http://127.0.0.1:{mlflow_port}")
             board, evidence = SqlBoard(database), SqlEvidence(database)
-            yield Bench(url, key, store, database, board, evidence, Rollouts(url, key, store, APP))
+            yield Bench(url, key, store, database, board, evidence, Rollouts(url, key, store, name), home)
             database.close()
         finally:
             subprocess.run([*palate, "down"], env=environment, cwd=ROOT, capture_output=True, check=False)

@@ -96,6 +96,9 @@ class Trial(NamedTuple):
 
 
 class Arms:
+    protects = True
+    """Stable stands in for an arm that fails."""
+
     def __init__(
         self, router: Router, evidence: EvidenceRecorder, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
@@ -107,7 +110,7 @@ class Arms:
     async def answer(self, asked: Asked) -> Given:
         """Raises PalateError: what stable raises. What an arm raises nobody sees."""
         route = self._router.route(asked.app, asked.who, asked.token)
-        if (trial := _trial(asked, route)) is not None:
+        if (trial := self._trial(asked, route)) is not None:
             return await self._by_arm(trial, self._answer_by_arm, self._by_stable)
         answers = await route.served.answer(asked.queries, asked.deadline)
         self._begin_mirror(asked, route, answers)
@@ -118,7 +121,7 @@ class Arms:
         first event; what comes after that is raised by `events`. An arm that fails before its first event is
         replayed on stable, retrieval and all."""
         route = self._router.route(asked.app, asked.who, asked.token)
-        if (trial := _trial(asked, route)) is not None:
+        if (trial := self._trial(asked, route)) is not None:
             return await self._by_arm(trial, self._tell_by_arm, self._tell_by_stable)
         answers = await route.served.answer(asked.queries, asked.deadline)
         self._begin_mirror(asked, route, answers)
@@ -134,6 +137,12 @@ class Arms:
         for task in self._mirrored:
             task.cancel()
         await asyncio.gather(*self._mirrored, return_exceptions=True)
+
+    def _trial(self, asked: Asked, route: Route) -> Trial | None:
+        """None for a request that is stable's."""
+        if route.arm == "stable" or route.traffic is None:
+            return None
+        return Trial(asked, route.served, route.traffic, route.arm, route.lost)
 
     async def _by_arm(
         self,
@@ -203,7 +212,7 @@ class Arms:
     async def _tell(self, asked: Asked, given: Given, ended: Ended | None = None) -> Told:
         """`ended` is not called where this raises."""
         query, lines = asked.queries[0], given.answers[0].lines
-        last_resort = ended is None
+        last_resort = ended is None or not self.protects
         events = given.served.generate(query, lines, asked.wish, asked.deadline, last_resort=last_resort)
         telling = Telling(events, ended, self._monotonic)
         await telling.begin()
@@ -256,13 +265,6 @@ class Arms:
         self._evidence.record(
             Entry(asked.app, rollout, trial.arm, seconds * 1000, outcome, token, agreed, measures or {})
         )
-
-
-def _trial(asked: Asked, route: Route) -> Trial | None:
-    """None for a request that is stable's."""
-    if route.arm == "stable" or route.traffic is None:
-        return None
-    return Trial(asked, route.served, route.traffic, route.arm, route.lost)
 
 
 def failure_of(error: Exception) -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from registry.errors import ReleaseRefused
 from registry.ports import ReleaseStore
-from registry.schema import ComponentRef, ReleaseVersion
+from registry.schema import ReleaseVersion
 from serving import metrics
 from serving.components.catalogue import Catalogue
 from serving.components.index import IndexInfo
 from serving.components.rules import load_rules
 from serving.compute import compute
 from serving.config import ServingConfig
+from serving.generate.adapters import adapter_of, served_name
 from serving.generate.connect import connect_language_model
-from serving.generate.generator import Generator
+from serving.generate.generator import Generator, check_prompt
 from serving.generate.grounded import GroundedOptions, Names
 from serving.generate.prompt import Prompt
 from serving.items import ExpansionFollower, ExpansionStore, Followers, ItemFollower
@@ -33,7 +34,7 @@ from serving.retrieve.lexical import LexicalSource
 from serving.retrieve.make_embedder import make_embedder
 from serving.retrieve.retrieval import DenseSource, Retrieval
 from serving.retrieve.rules import RulesSource
-from serving.schema import AppSpec, SourceSpec
+from serving.schema import AppSpec, GenerateSpec, SourceSpec
 from serving.schema.app_spec import FUNNELS
 from serving.schema.pseudonym import pseudonym
 from serving.understand.make import COMPONENT as UNDERSTAND
@@ -182,20 +183,23 @@ def connect_model(spec: AppSpec) -> LanguageModel | None:
     return None if spec.language_model is None else connect_language_model(spec.language_model)
 
 
+def load_prompt(spec: GenerateSpec, folder: Path) -> Prompt:
+    """The component `generate`. Raises BadRequest for what could not answer; an index build asks, too."""
+    prompt = Prompt.load(folder)
+    check_prompt(spec, prompt)
+    return prompt
+
+
 def build_generator(version: ReleaseVersion, spec: AppSpec, folders: Folders, model: LanguageModel) -> Generator | None:
     """The phase generate of a release; None for an app without. Its adapter is loaded by whoever deploys it."""
     if spec.generate is None:
         return None
     if GENERATE not in folders:
         raise ReleaseRefused(f"the release has no component `generate`: build it again with `palate index {spec.name}`")
-    prompt = Prompt.load(folders[GENERATE])
-    adapter = next((part for part in version.release.components if part.role == "adapter"), None)
+    prompt = load_prompt(spec.generate, folders[GENERATE])
+    adapter = adapter_of(version.release)
     names = _names(prompt, folders["catalogue"]) if "grounded" in spec.generate.checks else Names()
-    return Generator(spec.generate, prompt, model, adapter_name(spec.name, adapter) if adapter else "", names)
-
-
-def adapter_name(app: str, adapter: ComponentRef) -> str:
-    return f"{app}@{adapter.digest[:12]}"
+    return Generator(spec.generate, prompt, model, served_name(spec.name, adapter.digest) if adapter else "", names)
 
 
 def _names(prompt: Prompt, folder: Path) -> Names:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.components.onnx_encoder import Progress
 from serving.errors import (
@@ -24,7 +25,7 @@ from serving.errors import (
     ReplicaLost,
     StoreUnavailable,
 )
-from serving.ports import Forgotten, LanguageRequest, Piece, Usage, Vectors
+from serving.ports import Forgotten, LanguageRequest, Piece, ToRank, Usage, Vectors
 from serving.schema import FeedbackEvent, Item, Trace, Turn
 from serving.store.codec import (
     MOST_TURNS,
@@ -226,6 +227,17 @@ class FakeEmbedder:
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Its trigrams."""
         return sum(len(text.casefold()) + 1 for text in texts)
+
+
+class FakeRanker:
+    """Stands in for `WideDeepRanker`: `score_of` gives the probability of each item of a request."""
+
+    def __init__(self, score_of: Callable[[ToRank, Item], float]) -> None:
+        self.fingerprint = "fake"
+        self._score_of = score_of
+
+    def score(self, batch: Sequence[ToRank]) -> list[NDArray[np.float32]]:
+        return [np.array([self._score_of(one, item) for item in one.items], np.float32) for one in batch]
 
 
 Scripted = str | PalateError

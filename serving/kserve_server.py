@@ -9,7 +9,7 @@ traffic says (`registry.kserve_traffic` makes KServe follow the same).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from registry.errors import RegistryError
 from registry.ports import ReleaseStore, TrafficBoard
 from registry.schema import ReleaseVersion, version_or_alias
 from registry.traffic import TIMED_OUT, ArmReport, RouterReport, Traffic, TrialArm
-from serving.arms import CALLERS, Arms, Asked, Given, failure_of, outcome_of
+from serving.arms import CALLERS, Arms, Asked, R, Trial, failure_of
 from serving.compute import make_room_for_waiting
 from serving.config import ServingConfig
 from serving.errors import PalateError
@@ -38,11 +38,10 @@ from serving.ingress import (
 from serving.ingress.inference_v2 import v2_problem
 from serving.inline import load_inline
 from serving.periodic import Periodic
-from serving.router import LoadedRelease, Router
+from serving.router import LoadedRelease, Route, Router
 from serving.schema import AppSpec
 from serving.split import BUCKETS, bucket
 from serving.stores import Stores, build_services
-from serving.trace import Origin
 
 STABLE = "stable"
 ROUTES = (query, feedback, catalogue, embeddings, operations, rollouts, webhooks)
@@ -102,27 +101,35 @@ class PinnedArms(Arms):
         super().__init__(router, evidence)
         self._traffic = traffic
 
-    async def answer(self, asked: Asked) -> Given:
+    protects = False
+
+    def _trial(self, asked: Asked, route: Route) -> Trial | None:
+        traffic = self._traffic()
+        arm = arm_of(traffic, int(route.served.version), asked.token)
+        return None if traffic is None or arm is None else Trial(asked, route.served, traffic, arm, False)
+
+    def _until(self, trial: Trial, began: float) -> float:  # noqa: ARG002 - nobody else needs a share of the time
+        return trial.asked.deadline
+
+    async def _by_arm(
+        self,
+        trial: Trial,
+        attempt: Callable[[Trial, float], Awaitable[R]],
+        instead: Callable[[Asked, str, str], Awaitable[R]],  # noqa: ARG002
+    ) -> R:
         """Raises PalateError. A request that is bad in itself is no evidence: there is nobody to ask for a second
         opinion."""
-        served = self._router.served(asked.app)
-        traffic = self._traffic()
-        arm = arm_of(traffic, int(served.version), asked.token)
-        if traffic is None or arm is None:
-            return Given(served, await served.answer(asked.queries, asked.deadline), Origin(served.version))
         began = self._monotonic()
         try:
-            answers = await served.answer(asked.queries, asked.deadline)
+            return await attempt(trial, began)
         except asyncio.CancelledError:
-            self._record(asked, traffic, arm, TIMED_OUT, self._monotonic() - began)
+            self._record(trial, TIMED_OUT, self._monotonic() - began)
             raise
         except CALLERS:
             raise
         except PalateError as error:
-            self._record(asked, traffic, arm, failure_of(error), self._monotonic() - began)
+            self._record(trial, failure_of(error), self._monotonic() - began)
             raise
-        self._record(asked, traffic, arm, outcome_of(answers), self._monotonic() - began)
-        return Given(served, answers, Origin(served.version, traffic.rollout, arm))
 
 
 class Followed:

@@ -137,10 +137,10 @@ class TokenScores:
 
 @dataclass(frozen=True, eq=False)
 class ScoredByUser:
-    """As `Scored`, judged within each user: AUC is the mean over users of their own, each counted by the weight of their
-    cases, because a ranker only ever orders the candidates of one user (the GAUC of Zhou et al. 2018, "Deep Interest
-    Network for Click-Through Rate Prediction", arXiv 1706.06978). A case here is a user who chose something and turned
-    something down. `scored` holds everybody's rows, user by user; `starts` (users + 1,) where each begins."""
+    """As `Scored`, judged within each user: AUC is the mean over users of their own, each counted by the weight of
+    their cases, because a ranker only ever orders the candidates of one user (the GAUC of Zhou et al. 2018, "Deep
+    Interest Network for Click-Through Rate Prediction", arXiv 1706.06978). A case here is a user who chose something
+    and turned another down. `scored` holds everybody's rows, user by user, `starts` (users + 1,) where each begins."""
 
     scored: Scored
     starts: NDArray[np.int64]

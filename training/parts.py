@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from serving import build
 from serving.components.lexicon import build_lexicon
-from serving.generate.prompt import PROMPT_FILE, SCHEMA_FILE, Prompt, parse_prompt
+from serving.generate.prompt import PROMPT_FILE, SCHEMA_FILE, parse_prompt
 from serving.schema import AppSpec, Item
 from serving.schema.app_spec import FUNNELS
 from training.errors import TrainingRefused
@@ -88,7 +89,7 @@ class Parts:
         for name, form in parse_prompt(copied.read_text(encoding="utf-8")).forms.items():
             if form.output_schema:
                 self._copy(form.output_schema, folder / Path(form.output_schema).name, f"forms.{name}.output_schema")
-        Prompt.load(folder)
+        build.load_prompt(generate, folder)
         return [NewComponent(GENERATE, "prompt", folder)]
 
     def _copy(self, source: str, target: Path, key: str) -> Path:

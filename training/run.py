@@ -220,7 +220,7 @@ class _Steps:
         task = Task(
             spec, name, self._order.app_folder, self._folder.at(f"dataset.{name}"), self._items,
             self._start(name, component, stable), work, checked_options(name, spec.train[name], trainer),
-            spec.train[name].seed,
+            spec.train[name].seed, self._means.config.home,
         )  # fmt: skip
         tuned = self._folder.done(f"tuned.{name}")
         return (task if tuned is None else replace(task, options=trainer.options.model_validate(tuned))), component

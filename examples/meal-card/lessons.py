@@ -2,8 +2,8 @@
 
     lessons.py [--count N] [--seed N] [--held-out]
 
-Everything is made up here, from the words of lexicon.yaml; prompts are rendered by what serves. `palate models build
-tiny` runs it (tiny.yaml).
+Everything is made up here, from the words of lexicon.yaml and the shops of made_up.py; prompts are rendered by what
+serves. Answers name only shops of the prompt, with what stands there. `palate models build tiny` runs it (tiny.yaml).
 """
 
 from __future__ import annotations
@@ -17,12 +17,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from made_up import World
+
 from serving.components.lexicon import NONE, Lexicon, read_lexicon
+from serving.generate.prompt import Facts, Prompt
 from serving.schema import Turn
 
 HERE = Path(__file__).parent
 HELD_OUT = 10
 """One utterance of so many is for tests."""
+UNDERSTANDING = 0.45
+"""The share of lessons in reading an utterance; the others are in answering."""
+SHOWN = 3
+"""Shops that a prompt shows: `generate.items` of app.yaml."""
+PLAIN: Mapping[str, tuple[str, ...]] = {
+    "greeting": ("안녕! 뭐 먹고 싶은지 말해 줘 😊", "반가워! 오늘은 뭐가 먹고 싶어?"),
+    "thanks": ("천만에! 맛있게 먹어 😋", "응, 또 물어봐!"),
+    "balance": ("잔액은 나는 볼 수 없어. 카드 뒷면의 상담 전화에 물어봐 줘!",),
+    "detail": ("위에 적힌 것 말고는 나도 몰라. 가게에 전화해 봐!",),
+}
 
 ASKING = ("추천해줘", "어디 있어?", "먹고 싶어", "알려줘", "찾아줘", "땡긴다", "맛집 있어?", "어디 갈까?")
 OTHERS: Mapping[str, tuple[str, ...]] = {
@@ -82,23 +95,58 @@ def _ordered(lexicon: Lexicon, intent: str, said: Mapping[str, Any]) -> dict[str
     return {key: {"intent": intent, **said}[key] for key in lexicon.schema()["properties"]}
 
 
+class Teacher:
+    """Makes lessons of both kinds."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self._lexicon = Lexicon(read_lexicon(HERE / "lexicon.yaml"))
+        self._schema = self._lexicon.schema()
+        self._prompt = Prompt.load(HERE).form("")
+        self._by_food: dict[str, list[Mapping[str, Any]]] = {}
+        for shop in World().items:
+            self._by_food.setdefault(shop["attributes"]["category"], []).append(shop)
+
+    def lesson(self) -> tuple[str, dict[str, Any]]:
+        """What was said, and the lesson."""
+        text, last, said = understanding(self._rng, self._lexicon)
+        if self._rng.random() < UNDERSTANDING:
+            asked, kind = self._lexicon.messages(text, last), "understand"
+            answer = json.dumps(said, ensure_ascii=False)
+        else:
+            shops = self._found(said)
+            asked = self._prompt.messages(Facts(text, items=[shop["fields"] for shop in shops]))
+            answer, kind = self._answer(said["intent"], [shop["fields"] for shop in shops]), "answer"
+        messages = [*({"role": m.role, "content": m.content} for m in asked), {"role": "assistant", "content": answer}]
+        schema = {"schema": self._schema} if kind == "understand" else {}
+        return text, {"messages": messages, "slice": kind, **schema}
+
+    def _found(self, said: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """What retrieval may return: mostly of the food that was asked for."""
+        food = said.get("food", NONE)
+        kinds = [food if food in self._by_food and self._rng.random() < 0.9 else None for _ in range(SHOWN)]
+        return [self._rng.choice(self._by_food[kind or self._rng.choice(list(self._by_food))]) for kind in kinds]
+
+    def _answer(self, intent: str, shops: list[Mapping[str, Any]]) -> str:
+        if intent in PLAIN:
+            return self._rng.choice(PLAIN[intent])
+        first, second = shops[0], shops[1]
+        menu = str(first["menu"]).split(", ")[0]
+        told = [self._rng.choice((f"{first['name']} 어때?", f"{first['name']} 추천해!"))]
+        told.append(f"{menu} 있고 {first['walk']}이야.")
+        told += ["급식카드 돼!"] if first["meal_card"] else []
+        told += [str(first["benefit"])] if first["benefit"] else []
+        told += [f"{second['name']}도 괜찮아 😊"] if second["name"] != first["name"] else []
+        return " ".join(told)
+
+
 def lessons(count: int, seed: int, held_out: bool) -> Iterator[dict[str, Any]]:
-    rng = random.Random(seed)
-    lexicon = Lexicon(read_lexicon(HERE / "lexicon.yaml"))
-    schema = lexicon.schema()
-    made = 0
+    teacher, made = Teacher(seed), 0
     while made < count:
-        text, last, said = understanding(rng, lexicon)
-        if (zlib.crc32(text.encode()) % HELD_OUT == 0) != held_out:
-            continue
-        made += 1
-        messages = [{"role": m.role, "content": m.content} for m in lexicon.messages(text, last)]
-        answer = json.dumps(said, ensure_ascii=False)
-        yield {
-            "messages": [*messages, {"role": "assistant", "content": answer}],
-            "slice": "understand",
-            "schema": schema,
-        }
+        text, lesson = teacher.lesson()
+        if (zlib.crc32(text.encode()) % HELD_OUT == 0) == held_out:
+            made += 1
+            yield lesson
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
 `meal_card.py` prints what of it the app needs, `bench/meal_card.py` judges recommendations by it: because the world is
 made up, what a user would really choose is known (`World.accepts`).
 
-A user likes some kinds of food, minds prices and walks, and leans to shops that do good; each shop has a quality of its
-own; users and shops have three hidden sides that no attribute tells. In the afternoon snacks are wanted, at lunch and in
-the evening meals. Days count from `FIRST_DAY_S`.
+A user likes some kinds of food, minds prices and walks, and leans to shops that do good; each shop has a quality of
+its own; users and shops have three hidden sides that no attribute tells. In the afternoon snacks are wanted, at lunch
+and in the evening meals. Days count from `FIRST_DAY_S`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CITIES = {
 }
 # Kind -> (ends of names, menus with their usual price in won, how often it is hot)
 KINDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...], float]] = {
-    "치킨": (("치킨", "닭강정", "통닭"), (("닭강정 컵", 4500), ("후라이드 반마리", 8500), ("양념치킨 반마리", 9000)), 0.3),
+    "치킨": (("치킨", "닭강정", "통닭"), (("닭강정 컵", 4500), ("후라이드 반", 8500), ("양념치킨 반", 9000)), 0.3),
     "분식": (("분식", "떡볶이"), (("떡볶이", 3500), ("참치김밥", 4000), ("라볶이", 5000), ("튀김 모둠", 4500)), 0.6),
     "햄버거": (("버거", "수제버거"), (("불고기버거", 5500), ("치즈버거 세트", 7500), ("새우버거", 6000)), 0.1),
     "피자": (("피자", "화덕피자"), (("조각피자", 4000), ("1인 페퍼로니피자", 7900), ("고구마피자", 9500)), 0.1),
@@ -42,11 +42,12 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...], float]] = {
     "일식": (("돈까스", "우동"), (("등심돈까스", 8500), ("우동", 6500), ("카레", 7500)), 0.1),
     "국수": (("국수", "칼국수"), (("잔치국수", 5500), ("바지락칼국수", 8000), ("비빔국수", 6500)), 0.3),
     "도시락": (("도시락", "컵밥"), (("치킨마요", 4900), ("제육컵밥", 5500), ("돈까스도시락", 6500)), 0.2),
-    "샌드위치": (("토스트", "샌드위치"), (("햄치즈토스트", 3800), ("에그샌드위치", 5200), ("닭가슴살샐러드", 7000)), 0.0),
+    "샌드위치": (("토스트", "샌드위치"), (("햄치즈토스트", 3800), ("에그샌드위치", 5200), ("닭샐러드", 7000)), 0.0),
     "디저트": (("카페", "빙수"), (("크로플", 4500), ("딸기빙수", 8500), ("초코와플", 4000)), 0.0),
 }  # fmt: skip
-FIRST_WORDS = ("하늘", "햇살", "달빛", "푸른", "다정", "소풍", "도담", "온누리", "방과후", "골목", "별빛", "마루", "단짝", "우리",
-               "꿈터", "새싹", "모퉁이", "한아름", "두리", "솔솔", "정다운", "나들이", "해맑은", "참좋은")  # fmt: skip
+FIRST_WORDS = ("하늘", "햇살", "달빛", "푸른", "다정", "소풍", "도담", "온누리", "방과후", "골목", "별빛", "마루",
+               "단짝", "우리", "꿈터", "새싹", "모퉁이", "한아름", "두리", "솔솔",
+               "정다운", "나들이", "해맑은", "참좋은")  # fmt: skip
 BENEFITS = ("급식카드 학생 음료 무료", "급식카드 학생 10% 할인", "급식카드 학생 곱빼기 무료")
 PLACES = ("school", "home", "academy")
 AGES = ("child", "middle", "high")
@@ -132,8 +133,8 @@ class World:
         taken.add(name)
         priced = [(menu, int(round(usual * self._price_factor[shop] / 100) * 100)) for menu, usual in menus]
         good, card = bool(self.does_good[shop]), bool(self.takes_card[shop])
-        features = [*(["급식카드 사용 가능"] if card else []), *(["선한영향력가게"] if good else []),
-                    *(["매운 메뉴"] if self.hot[shop] else []), *(["밤 11시까지"] if self.open_late[shop] else [])]  # fmt: skip
+        facts = (("급식카드 사용 가능", card), ("선한영향력가게", good), ("매운 메뉴", self.hot[shop]))
+        features = [word for word, is_true in (*facts, ("밤 11시까지", self.open_late[shop])) if is_true]
         distance = int(self.distance_m[shop])
         return {
             "id": self.shop_id(shop),

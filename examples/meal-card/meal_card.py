@@ -37,10 +37,11 @@ def interactions(world: World) -> Iterator[Line]:
 
 
 def examples(world: World) -> Iterator[Line]:
-    """Every shop of a list that was looked at, right or wrong; `rank` is where it stood."""
+    """Every shop of a list that was looked at, right or wrong; `rank` is where it stood. The lists came without words:
+    the app showed them when it was opened."""
     for session in world.sessions(last_day=TEST_DAY):
         about = {
-            "query": "뭐 먹지?",
+            "query": "",
             "user": world.user_id(session.user),
             "at_s": session.at_s,
             "record": session.record,

@@ -183,7 +183,10 @@ class KserveTraffic:
         return line.waits is not None
 
     def _report_arms(self, traffic: Traffic, service: Object, problem: str) -> None:
-        """A plan that KServe cannot follow fails the canary at once: waiting would not help."""
+        """A plan that KServe cannot follow fails the canary at once: waiting would not help. Nothing is said of what
+        KServe has not looked at yet."""
+        if not problem and not mapping.is_current(service):
+            return
         known = {report.arm: report for report in self._board.arms(traffic.app, traffic.rollout)}
         for arm, version in mapping.arms_of(traffic):
             last = known.get(arm)

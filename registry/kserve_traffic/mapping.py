@@ -138,6 +138,12 @@ def condition(service: Service, kind: str) -> Mapping[str, Any]:
     return next((found for found in conditions if found.get("type") == kind), {})
 
 
+def is_current(service: Service) -> bool:
+    """Whether the status speaks of these canaries, and not of those before the last write. (`observedGeneration` does
+    not say: it is that of the predictor's Deployment.)"""
+    return {found["name"] for found in _statuses(service)} == set(split_of(service).canary)
+
+
 def ready(service: Service, version: int) -> bool:
     """Whether the predictor of this version has a pod that answers."""
     name = name_of(version)
@@ -168,6 +174,8 @@ def followed(service: Service, want: Wanted) -> bool:
     split = split_of(service)
     routed = {found["name"]: int(found["trafficPercent"]) for found in _statuses(service)}
     ours = {name_of(version): percent for version, percent in want.others.items()}
+    if not is_current(service):
+        return False
     return split.predictor == name_of(want.stable) and all(
         split.canary.get(name) == percent == routed.get(name) for name, percent in ours.items()
     )

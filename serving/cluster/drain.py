@@ -8,6 +8,7 @@ the kubelet; calls Ray's control store.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import Any
@@ -28,18 +29,18 @@ def replicas_on(details: dict[str, Any], node_id: str) -> list[str]:
     )
 
 
-def drain(within_s: float) -> int:
-    """Status 0 when no replica is left here, 1 when some are after `within_s`."""
+def drain(within_s: float, node_id: str = "") -> int:
+    """Status 0 when no replica is left on the node, 1 when some are after `within_s`. Default: the node of this pod."""
     import ray
-    from ray._private.state import state
     from ray.core.generated import autoscaler_pb2
     from ray.serve.context import _get_global_client
 
-    ray.init(address="auto", namespace="serve", logging_level="error", log_to_driver=False)
-    node_id = ray.get_runtime_context().get_node_id()
+    # KubeRay tells every container where the head is; elsewhere Ray finds the cluster of this machine.
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    ray.init(address=address, namespace="serve", logging_level="error", log_to_driver=False)
+    node_id = node_id or ray.get_runtime_context().get_node_id()
     until = time.monotonic() + within_s
     deadline_ms = int((time.time() + within_s) * 1000)
-    state._connect_and_get_accessor()
     accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(
         node_id, autoscaler_pb2.DrainNodeReason.Value(REASON), "its pod ends", deadline_ms
     )
@@ -60,4 +61,6 @@ def drain(within_s: float) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Drain this Ray node.")
     parser.add_argument("--within-s", type=float, default=60.0, help="give up, and let the pod end, after so long")
-    raise SystemExit(drain(parser.parse_args().within_s))
+    parser.add_argument("--node-id", default="", help="another node than the one this runs on")
+    given = parser.parse_args()
+    raise SystemExit(drain(given.within_s, given.node_id))

@@ -324,7 +324,11 @@ class _Answering:
 
     def _generated(self, data: Any, fallback: str) -> Generated:
         first, last = self._tries[0], self._tries[-1]
-        measures = measures_of(first.results, first.usage, (first.first_s or 0.0, first.all_s)) if first.results else {}
+        measures = (
+            measures_of(first.results, first.usage, (first.first_s or 0.0, first.all_s))
+            if first.finish_reason or first.results
+            else {}
+        )
         usage = Usage(
             sum(one.usage.prompt_tokens for one in self._tries), sum(one.usage.completion_tokens for one in self._tries)
         )

@@ -27,7 +27,15 @@ from serving.ingress.access import (
     require_app,
 )
 from serving.ingress.models import parse
-from serving.ingress.openai_models import ChatMessage, ChatRequest, CompletionRequest, OpenaiRequest, Shape
+from serving.ingress.openai_models import (
+    ChatCompletion,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    OpenaiRequest,
+    Shape,
+    TextCompletion,
+)
 from serving.ingress.problems import openai_error, status_of, trace_id_of
 from serving.ingress.query import queries_of
 from serving.ingress.replies import Call, ClientLeft, EventStream, Reply
@@ -45,14 +53,24 @@ DONE = b"data: [DONE]\n\n"
 
 
 @routes.post(
-    "/v1/chat/completions", response_class=Response, tags=["openai"], openapi_extra={"parameters": [PIN_PARAMETER]}
+    "/v1/chat/completions",
+    response_class=Response,
+    responses={200: {"model": ChatCompletion}},
+    tags=["openai"],
+    openapi_extra={"parameters": [PIN_PARAMETER]},
 )
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation: by an app, search included, or by the bare language model `APP:base`."""
     return await _answered(request, ChatRequest)
 
 
-@routes.post("/v1/completions", response_class=Response, tags=["openai"], openapi_extra={"parameters": [PIN_PARAMETER]})
+@routes.post(
+    "/v1/completions",
+    response_class=Response,
+    responses={200: {"model": TextCompletion}},
+    tags=["openai"],
+    openapi_extra={"parameters": [PIN_PARAMETER]},
+)
 async def completions(request: Request) -> Response:
     """Answer one prompt: by an app, whose query it is, or by the bare language model `APP:base`, which goes on."""
     return await _answered(request, CompletionRequest)

@@ -198,6 +198,62 @@ class CompletionRequest(OpenaiRequest):
     suffix: None = None
 
 
+class OpenaiFault(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class OpenaiError(BaseModel):
+    """What goes wrong on the OpenAI routes."""
+
+    error: OpenaiFault
+
+
+class UsageModel(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AnswerMessage
+    finish_reason: str
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    finish_reason: str
+
+
+class Completion(BaseModel):
+    """`palate`: what the query route answers, but for the text; absent for a bare model."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: UsageModel
+    palate: dict[str, Any] | None = None
+
+
+class ChatCompletion(Completion):
+    choices: list[ChatChoice]
+
+
+class TextCompletion(Completion):
+    choices: list[TextChoice]
+
+
 class Shape:
     """The bodies of one answer: of chats, or of completions."""
 

@@ -17,7 +17,8 @@ from serving.ingress.models import (
     Problem,
     QueryRequest,
 )
-from serving.ingress.openai_models import ChatRequest, CompletionRequest
+from serving.ingress.openai_models import ChatRequest, CompletionRequest, OpenaiError
+from serving.ingress.problems import OPENAI_PATHS
 from serving.ingress.rollout_docs import RolloutRequest
 
 BODIES: dict[tuple[str, str], type[BaseModel]] = {
@@ -71,7 +72,7 @@ def install(api: FastAPI) -> None:
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """Add to a document of FastAPI's what it cannot see."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    models: list[type[BaseModel]] = [*BODIES.values(), Problem]
+    models: list[type[BaseModel]] = [*BODIES.values(), Problem, OpenaiError]
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
@@ -88,9 +89,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
                 parameter = {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
                 operation.setdefault("parameters", []).append(parameter)
             operation["responses"].pop("422", None)
-            problem = {"$ref": "#/components/schemas/Problem"}
+            model, kind = (OpenaiError, "json") if path in OPENAI_PATHS else (Problem, "problem+json")
+            problem = {"$ref": f"#/components/schemas/{model.__name__}"}
             operation["responses"]["default"] = {
                 "description": "A problem: what to change, or when to try again.",
-                "content": {"application/problem+json": {"schema": problem}},
+                "content": {f"application/{kind}": {"schema": problem}},
             }
     return document

@@ -15,8 +15,8 @@ from serving.logs import get_log
 
 log = get_log(__name__)
 
-OPENAI_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
-"""Where errors have the shape of the OpenAI protocol."""
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
+"""Where errors have the shape of the OpenAI protocol; a server may put them behind a prefix."""
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -65,7 +65,7 @@ def _body(
 ) -> Response:
     trace_id = trace_id_of(request)
     headers["x-trace-id"] = trace_id
-    if request.url.path in OPENAI_PATHS:
+    if request.url.path.endswith(OPENAI_PATHS):
         return Response(
             orjson.dumps(openai_error(status, detail, field)), status, headers, media_type="application/json"
         )

@@ -25,7 +25,9 @@ def test_a_killed_extraction_is_gone_on_with(tmp_path: Path) -> None:
     subprocess.run(beauty("generate", "--items", "50", "--reviews", str(REVIEWS)), check=True, capture_output=True)
     out = tmp_path / "keywords.jsonl"
     with openai_server(lambda number, text: Reply(delay_s=0.02)) as server:
-        extract = beauty("extract", "--what", "keywords", "--url", server.url, "--model", "tiny", "--concurrency", str(CONCURRENCY))
+        extract = beauty(
+            "extract", "--what", "keywords", "--url", server.url, "--model", "tiny", "--concurrency", str(CONCURRENCY)
+        )
         with subprocess.Popen(extract, stderr=subprocess.DEVNULL) as first:
             wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") > 20, what="the first lines")
             os.kill(first.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Rollouts on KServe: the real controller and the real follower, over an API server and a KServe played by the tests."""
+"""Rollouts on KServe: the real controller and the real follower, over an API server and a KServe that tests play."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_canary_earns_its_traffic_and_is_promoted_without_a_restart(world: Kse
         if (split := world.kserve.split()) not in splits[-1:]:
             splits.append(split)
     assert splits == [{"v1": 90, "v2": 10}, {"v1": 50, "v2": 50}, {"v2": 95, "v1": 5}, {"v2": 100}]
-    assert world.kinds() == ["adopted", "started", "ready", "step", "step", "promoted", "ready", "baked"]
+    assert world.kinds() == ["adopted", "started", "ready", "step", "step", "promoted", "baked"]
     assert world.kserve.started == ["", "v1", "v2"], "each predictor's pods were started once"
     assert world.memory.aliases("wines")["stable"] == 2
 
@@ -69,9 +69,11 @@ def test_a_canary_that_answers_badly(world: KserveWorld) -> None:
 
 def test_a_bad_release_is_taken_back_in_its_bake(world: KserveWorld) -> None:
     controller = world.begun()
-    while world.kinds()[-1] != "promoted":
+    for _ in range(60):
         world.pass_time(controller, 0.5, outcomes="aaaa")
-    world.pass_time(controller, 2, outcomes="aaaa")
+        if "promoted" in world.kinds():
+            break
+    world.pass_time(controller, 1, outcomes="aaaa")
     assert world.kserve.split() == {"v2": 95, "v1": 5}
     world.pass_time(controller, 2, outcomes="eeee")
     assert world.kserve.split() == STABLE
@@ -200,7 +202,7 @@ def test_a_controller_that_was_replaced_does_not_write_any_more(world: KserveWor
     """It has read the traffic before it was; the object says that a newer one was written."""
     controller = world.begun()
     old, stale = world.new_follower(), dict(world.board.traffic())
-    world.pass_time(controller, 3, outcomes="aaaaaaaa")
+    world.pass_time(controller, 1)
     world.memory.delete_alias("wines", "canary")
     world.pass_time(controller, 3)
     assert world.kserve.split() == STABLE

@@ -1,5 +1,5 @@
-"""An engine for real: vLLM on the CPU in a Ray Serve application, kept by `Engines`, asked through `VllmModel`. Its model
-was made on the spot and never trained: what it says means nothing.
+"""An engine for real: vLLM on the CPU in a Ray Serve application, kept by `Engines`, asked through `VllmModel`. Its
+model was made on the spot and never trained: what it says means nothing.
 
 One engine for the whole module: it takes half a minute to start, and once more where the tests kill it.
 """

@@ -47,6 +47,7 @@ def sources(fusion: dict[str, Any] | None = None, **named: dict[str, Any]) -> di
         ({"retrieve": sources(dense={**DENSE, "aliases": "x.yaml"})}, ["`aliases`", "`rules`", "`dense`"]),
         ({"retrieve": sources(lexical={**LEXICAL, "search": "ann"})}, ["`search`", "`dense`", "`lexical`"]),
         ({"retrieve": sources(dense={**DENSE, "options": {"floor": 1}})}, ["floor", "1"]),
+        ({"retrieve": sources(dense={**DENSE, "where": {"shade": "red"}})}, ["where", "shade"]),
         ({"retrieve": sources(dense={**DENSE, "options": {"roof": 1}})}, ["floor", "roof"]),
         (
             {"retrieve": sources({"method": "cascade", "order": ["rules"]}, rules=RULES, lexical=LEXICAL)},

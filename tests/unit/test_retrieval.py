@@ -77,6 +77,31 @@ LEXICAL: dict[str, Any] = {"engine": "lexical"}
 CASCADE = {"method": "cascade", "order": ["first", "second"], "threshold": 0.7}
 
 
+def test_a_source_proposes_only_the_items_it_is_about(catalogue: Catalogue) -> None:
+    where = {"category": "coffee"}
+    spec = spec_of({"method": "weighted"}, coffees={**LEXICAL, "where": where, "weight": 0.2}, all=LEXICAL)
+    rows = tuple((row, 1.0 - row / 100) for row in range(12))
+    retrieval = Retrieval(spec, catalogue, {"coffees": Says(*rows), "all": Says((0, 1.0))})
+    plain, filtered, nothing = retrieve(
+        retrieval, Query("a", 50), Query("b", 50, {"price": {"lte": 5000}}), Query("c", 50, {"category": "tea"})
+    )
+
+    def categories(result: Result) -> set[str]:
+        found = [c for c in result.candidates if "coffees" in c.scores]
+        return {catalogue.item(catalogue.ids.index(c.id)).attributes["category"] for c in found}
+
+    assert categories(plain) == {"coffee"}
+    assert categories(filtered) <= {"coffee"}
+    assert all(catalogue.item(catalogue.ids.index(c.id)).attributes["price"] <= 5000 for c in filtered.candidates)
+    assert categories(nothing) == set(), "the request's own filter on the same attribute holds as well"
+    new = Item("NEW", {"ko": "새", "en": "new"}, {"category": "coffee", "price": 1})
+    retrieval.apply([new], [])
+    [changed] = retrieve(
+        Retrieval(spec, catalogue, {"coffees": Says((catalogue.rows - 1, 1.0)), "all": Says()}), Query("a")
+    )
+    assert [c.id for c in changed.candidates] == ["NEW"]
+
+
 def test_a_cascade_stops_at_the_first_source_that_is_sure(catalogue: Catalogue) -> None:
     spec = spec_of(CASCADE, first=RULES, second=RULES)
     sure, second = Says((3, 0.75), (4, 0.2)), Says((5, 0.9))

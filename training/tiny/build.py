@@ -26,7 +26,6 @@ STEPS = 900
 """What two cores do in about four minutes."""
 MOST_TOKENS = 1024
 FIGURES_FILE = "palate.json"
-TOKENIZER_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,7 @@ class Order:
     seed: int = 0
     measured: int | None = None
     """Held-out prompts of each example that are asked at most; None: all, 0: none."""
+    checkpoint_every_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,8 @@ def _build(order: Order, progress: Progress) -> Built:
         )
         tokens = encode(instructions, tokenizer, MOST_TOKENS)
     model = tiny.new_model(tokenizer, order.seed)
-    plan = Plan(order.steps, order.seed, _key(lessons, order), order.out.with_name(f"{order.out.name}.checkpoint"))
+    checkpoint = order.out.with_name(f"{order.out.name}.checkpoint")
+    plan = Plan(order.steps, order.seed, _key(lessons, order), checkpoint, order.checkpoint_every_s)
     with progress.step("training", order.steps) as told:
         loss = learn(model, tokens, plan, lambda step, _, told=told: told(step))  # type: ignore[misc]
     asked = _asked(lessons.ask, order.measured)

@@ -22,7 +22,6 @@ BATCH = 8
 LEARNING_RATE = 3e-3
 WARMUP = 60
 WEIGHT_DECAY = 0.05
-CHECKPOINT_S = 30.0
 IGNORED = -100
 
 
@@ -34,6 +33,7 @@ class Plan:
     seed: int
     key: str
     checkpoint: Path
+    checkpoint_every_s: float = 30.0
 
 
 def learn(model: Any, lessons: Sequence[Tokens], plan: Plan, told: Callable[[int, float], None]) -> float:
@@ -54,7 +54,7 @@ def learn(model: Any, lessons: Sequence[Tokens], plan: Plan, told: Callable[[int
         optimiser.zero_grad(set_to_none=True)
         recent = [*recent[-99:], float(loss.detach())]
         told(step, recent[-1])
-        if time.monotonic() - saved > CHECKPOINT_S:
+        if time.monotonic() - saved > plan.checkpoint_every_s:
             _save(model, optimiser, plan, step, recent)
             saved = time.monotonic()
     plan.checkpoint.unlink(missing_ok=True)
