@@ -14,6 +14,7 @@ ENV PATH=/opt/palate/venv/bin:/usr/local/bin:/usr/bin:/bin
 # The lock alone decides this layer: a change of our own code does not install 3 GB again.
 COPY requirements/image-${VARIANT}.lock /build/requirements.lock
 # torch comes first and alone: only it may be looked up in PyTorch's own index, and only its CPU build is there.
+# hadolint ignore=DL3013
 RUN torch="$(grep '^torch==' /build/requirements.lock)" \
     && case "$torch" in \
         *+cpu) pip install --no-deps --index-url "$TORCH_INDEX" "$torch" ;; \
@@ -26,6 +27,7 @@ COPY registry /build/palate/registry
 COPY training /build/palate/training
 COPY requirements/cpu.lock /build/constraints.txt
 # What builds our wheel and lists what is installed has a venv of its own and stays behind.
+# hadolint ignore=DL3013
 RUN python -m venv /build/tools \
     && /build/tools/bin/pip install --constraint /build/constraints.txt hatchling "cyclonedx-bom==7.5.0" \
     && /build/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /build/wheels /build/palate \
@@ -49,7 +51,8 @@ LABEL org.opencontainers.image.title="palate" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="python:3.11-slim-bookworm"
-# tini hands on signals, wget is what KubeRay's probes call.
+# tini hands on signals, wget is what KubeRay's probes call. Which versions, the base image's digest decides.
+# hadolint ignore=DL3008,SC2046
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini wget \
         $(if [ "$VARIANT" = gpu ]; then echo "$TRITON_COMPILER"; fi) \
@@ -63,11 +66,12 @@ RUN apt-get update \
 COPY --from=build /opt/palate /opt/palate
 # A login shell, which KubeRay may be told to use, forgets PATH: these are on its own.
 RUN for name in palate ray serve mlflow; do ln -s "/opt/palate/venv/bin/$name" "/usr/local/bin/$name"; done
+# PALATE_SECRETS is a folder's name, no secret.
+# hadolint ignore=DL3064
 ENV PATH=/opt/palate/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/var/lib/palate \
     PALATE_HOME=/var/lib/palate \
     PALATE_SECRETS=/etc/palate/secrets \
-    PROMETHEUS_MULTIPROC_DIR=/run/palate/metrics \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0 \

@@ -1,10 +1,11 @@
 """Makes what is derived from `charts/palate/values.yaml`: values.schema.json and the table of values in README.md.
 
-`scripts/chart-docs` runs it; `--check` says only whether both are up to date, and tests/chart does the same. In
-values.yaml the comment above a key is its description. A line in it that starts with `@` is JSON schema for the key, with
-two words of our own: `each` names another key whose entries every entry of this map may have, `kubernetes` names the
-kind of a Kubernetes object that stands here (left to the API server). All else follows from the default: a map takes the
-keys it has and no others, a list has to say what it lists.
+`scripts/chart-docs` runs it; `--check` says only whether both are up to date, and tests/chart does the same.
+
+In values.yaml the comment above a key is its description. A line in it that starts with `@` is JSON schema for the key,
+with two words of our own: `each` names another key whose entries every entry of this map may have, `kubernetes` names
+the kind of a Kubernetes object that stands here (left to the API server). All else follows from the default: a map
+takes the keys it has and no others, a list has to say what it lists.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Value:
 
     @property
     def leaf(self) -> bool:
-        return not self.children or "each" in self.hint or "kubernetes" in self.hint or "additionalProperties" in self.hint
+        return (
+            not self.children or "each" in self.hint or "kubernetes" in self.hint or "additionalProperties" in self.hint
+        )
 
 
 def read_values(text: str) -> dict[str, Value]:

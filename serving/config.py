@@ -66,6 +66,11 @@ class ServingConfig(BaseModel):
     controller_port: int = Field(
         0, ge=0, le=65535, description="Where the controller answers /healthz, /readyz and /metrics; 0: nowhere."
     )
+    kserve_namespace: str = Field(
+        "",
+        description="Namespace of the InferenceServices, named as the apps, that the controller drives; empty: none.",
+    )
+    kubernetes_api: str = Field("", description="Address of the API server; empty: the cluster this process runs in.")
     webhook_url: str = Field("", description="Where MLflow shall send webhooks: the endpoint's; empty: polling only.")
     webhook_secret: str = Field("", repr=False, description="What MLflow signs webhooks with; default: one in home.")
     log: str = Field("stderr", description="Where JSON logs go: `stderr` or a file.")

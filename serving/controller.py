@@ -17,6 +17,8 @@ from registry.controller import Controller, Ports, Switchboard, run
 from registry.database import Database, open_database
 from registry.errors import DatabaseRefused, RegistryUnavailable, ReleaseNotFound
 from registry.journal import SqlBoard, SqlEvidence, SqlJournal
+from registry.kserve_traffic import KserveTraffic, KubernetesApi, Settings
+from registry.kserve_traffic.mapping import collection
 from registry.mlflow_store import MlflowStore
 from registry.plan import reward_weights
 from registry.ports import Journal, TrafficBoard
@@ -53,9 +55,12 @@ def run_controller(config: ServingConfig) -> None:
         keep_webhook(lambda: ensure_webhook(mlflow_uri, config.webhook_url, secret), stop)
     get_log(__name__).info("controller.started", holder=made.holder, apps=config.apps, mlflow=mlflow_uri)
     retention = Periodic("trace-retention", PURGE_EVERY_S, lambda: purge(config, database, made))
+    kserve = follow_kserve(config, database, made) if config.kserve_namespace else None
     watched = Watched(made)
     health = serve_health(watched, config.controller_port) if config.controller_port else None
     run(watched, stop, wall=time.time)
+    if kserve is not None:
+        kserve.close()
     retention.close()
     if health is not None:
         health.shutdown()
@@ -99,6 +104,17 @@ def build_controller(config: ServingConfig, database: Database, mlflow_uri: str)
         Scoreboard(evidence, rewards, Analysis),
         Switchboard(MlflowStore(mlflow_uri), time.monotonic, poll_s=config.poll_s),
     )
+
+
+def follow_kserve(config: ServingConfig, database: Database, controller: Controller) -> KserveTraffic:
+    """Makes InferenceServices what the controller decides, in threads of this process, while it holds the lease. Raises
+    RegistryError where there is no API server to talk to."""
+    where, server = collection(config.kserve_namespace), config.kubernetes_api
+    api = KubernetesApi(server, where) if server else KubernetesApi.in_cluster(where)
+    made = KserveTraffic(api, SqlBoard(database), SqlJournal(database), Settings(config.kserve_namespace))
+    made.active = controller.holds_lease
+    made.start()
+    return made
 
 
 def weights_of(app: str, journal: Journal, board: TrafficBoard) -> Mapping[str, float]:

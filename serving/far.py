@@ -8,7 +8,7 @@ and one that nobody waits for any more is cancelled where it runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -100,11 +100,13 @@ async def connect(application: str, spec: AppSpec, limit_s: float, concurrency: 
             return await units[ARM].call("embed", list(texts))  # type: ignore[no-any-return]
         return await units[EMBED](dense[0], list(texts))  # type: ignore[no-any-return]
 
-    pipeline = ArmPipeline(units[ARM]) if ARM in units else _split_pipeline(spec, units)
+    pipeline = ArmPipeline(units[ARM]) if ARM in units else split_pipeline(spec, units)
     return LoadedRelease(spec, pipeline, lambda: None, embed if dense else None, concurrency)
 
 
-def _split_pipeline(spec: AppSpec, units: Mapping[str, Far]) -> Pipeline:
+def split_pipeline(spec: AppSpec, units: Mapping[str, Callable[..., Awaitable[Any]]]) -> Pipeline:
+    """Of a release whose phases are these calls."""
+
     async def understood(queries: Sequence[Query]) -> Any:
         return await units[UNDERSTAND](list(queries))
 

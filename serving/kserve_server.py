@@ -27,6 +27,7 @@ from serving.evidence import EvidenceRecorder
 from serving.ingress import (
     Services,
     catalogue,
+    chat,
     embeddings,
     feedback,
     operations,
@@ -44,9 +45,9 @@ from serving.split import BUCKETS, bucket
 from serving.stores import Stores, build_services
 
 STABLE = "stable"
-ROUTES = (query, feedback, catalogue, embeddings, operations, rollouts, webhooks)
+ROUTES = (query, chat, feedback, catalogue, embeddings, operations, rollouts, webhooks)
 """Those of the ingress, but for `/v2`, which kserve's server brings."""
-OPENAI = (embeddings,)
+OPENAI = (embeddings, chat)
 
 
 class PinnedBoard:
@@ -97,11 +98,11 @@ _ARMS: tuple[TrialArm, ...] = ("canary", "control")
 class PinnedArms(Arms):
     """Answers by the one release there is. Nobody stands in for it: what it fails at, its caller sees."""
 
+    protects = False
+
     def __init__(self, router: Router, evidence: EvidenceRecorder, traffic: Callable[[], Traffic | None]) -> None:
         super().__init__(router, evidence)
         self._traffic = traffic
-
-    protects = False
 
     def _trial(self, asked: Asked, route: Route) -> Trial | None:
         traffic = self._traffic()

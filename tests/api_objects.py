@@ -58,9 +58,9 @@ class Schema:
     def _prune(self, value: Any, schema: Object, path: str, unknown: list[str]) -> None:
         if "$ref" in schema:
             schema = self.whole["$defs"][schema["$ref"].rsplit("/", 1)[1]]
-        if isinstance(value, list):
+        if isinstance(value, list) and "items" in schema:
             for number, item in enumerate(value):
-                self._prune(item, schema.get("items", {}), f"{path}[{number}]", unknown)
+                self._prune(item, schema["items"], f"{path}[{number}]", unknown)
         if not isinstance(value, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
             return
         properties, additional = schema.get("properties", {}), schema.get("additionalProperties")

@@ -3,7 +3,7 @@ status subresource, schemas (unknown fields pruned, or refused where asked), wat
 and break, and the refusals of a busy server.
 
 What it does is written down from the API's documentation and was compared with a real kube-apiserver, which the tests
-that use it also run against where KUBE_API_URL names one (tests/contract/test_kserve_traffic.py). It is no cluster:
+that use it also run against where KUBE_API_URL names one (tests/contract/test_kubernetes_api.py). It is no cluster:
 nothing is admitted by webhooks but what a test adds, and KServe itself is played by `tests.kserve_world`.
 """
 

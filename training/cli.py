@@ -65,7 +65,6 @@ def index(
 
     What `palate train` made of the stable release is kept, and its indexes are rebuilt with it.
     """
-    from registry.schema import Release
     from serving.store import SqlItemStore
     from serving.store.seed import seed_items
     from training.evaluate import metrics_of
@@ -78,8 +77,7 @@ def index(
     folder = find_app(app)
     spec = load_app_spec(folder)
     config = TrainingConfig.from_env(home)
-    store = open_releases(config)
-    database = open_migrated(config)
+    store, database = open_releases(config), open_migrated(config)
     items = SqlItemStore(database)
     seed_items(spec, folder, items, lambda text: notes.print(f"  {text}", highlight=False, markup=False))
     progress = Progress(spec.name, notes)
@@ -91,10 +89,7 @@ def index(
         if not skip_evaluation:
             for name, report in measure(spec, folder, built.named, config, spec.evaluation, progress).items():
                 metrics |= metrics_of(name, report)
-        release = Release(
-            spec.name, built.release.spec, built.release.components, built.release.items_seq, built.release.digest,
-            metrics, built.release.lineage,
-        )  # fmt: skip
+        release = replace(built.release, metrics=metrics)
         version = store.publish(release, built.folders)
     first = not _has_stable(store, spec.name)
     if promote or first:

@@ -32,6 +32,8 @@ class Judge(Protocol):
 
     def add(self, arm: TrialArm, latencies_ms: Sequence[float], outcomes: str) -> None: ...
 
+    def add_measures(self, arm: TrialArm, measures: Mapping[str, Sequence[float | None]]) -> None: ...
+
     def verdict(self) -> Verdict: ...
 
 
@@ -180,6 +182,9 @@ def _judge(ordered: Sequence[Evidence], entries: Sequence[Entry], judge: Callabl
             if blocks:
                 latencies = list(chain.from_iterable(block.latencies_ms for block in blocks))
                 analysis.add(arm, latencies, "".join(block.outcomes for block in blocks))
+                for block in blocks:
+                    if block.measures:
+                        analysis.add_measures(arm, block.measures)
         if upto > done:
             points.append(Point(moment, analysis.verdict()))
         if moment in anew:

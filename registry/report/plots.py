@@ -98,7 +98,7 @@ def limits(result: GuardResult, arm: TrialArm) -> tuple[float | None, float | No
 
 def number(guard: str, value: float) -> str:
     """A value of a guard with its unit: milliseconds, a mean reward, or a share."""
-    if guard in ("p50", "p95", "p99"):
+    if guard in ("p50", "p95", "p99") or "ms" in guard.split("_"):
         return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
     if guard == "reward":
         return f"{value:.3g}"

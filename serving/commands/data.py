@@ -55,7 +55,9 @@ def query(
         parsed = json.loads(filters)
     except ValueError as error:
         raise BadRequest(f"--filters is not JSON: {error}", field="filters") from None
-    body: dict[str, Any] = {"query": sys.stdin.read() if text == "-" else text, "top_k": top_k, "filters": parsed}
+    said = sys.stdin.read() if text == "-" else text
+    # The results alone: `palate chat` answers
+    body: dict[str, Any] = {"query": said, "top_k": top_k, "filters": parsed, "generate": False}
     if user:
         body["user"] = user
     with PalateClient.of_home(home_of(home)) as client:

@@ -31,18 +31,18 @@ QUEUED = 256
 """Requests that wait in one process for an engine that is full or away before more are refused."""
 
 
-def engine_application(spec: LanguageModelSpec, home: Path) -> Application:
+def engine_application(spec: LanguageModelSpec, home: Path, log_to: str = "stderr") -> Application:
     """Raises BadRequest where its model is missing."""
     source = model_source(spec, home)
-    tensor_parallel = int(spec.engine_args.get("tensor_parallel_size", 1))
-    pipeline_parallel = int(spec.engine_args.get("pipeline_parallel_size", 1))
-    gpu = {"GPU": spec.num_gpus / (tensor_parallel * pipeline_parallel)} if spec.num_gpus else {}
-    bundles = [{"CPU": spec.num_cpus, **gpu}] + [dict(gpu)] * (tensor_parallel * pipeline_parallel - 1)
+    arguments = engine_arguments(spec)
+    workers = arguments.get("tensor_parallel_size", 1) * arguments.get("pipeline_parallel_size", 1)
+    gpu = {"GPU": spec.num_gpus / workers} if spec.num_gpus else {}
+    bundles = [{"CPU": spec.num_cpus, **gpu}] + [dict(gpu) for _ in range(workers - 1) if gpu]
     settings: dict[str, Any] = {
         "model_loading_config": {"model_id": engine_application_name(spec), "model_source": source},
         "accelerator_config": {"kind": "gpu" if gpu else "cpu"},
         "placement_group_config": {"bundles": bundles},
-        "engine_kwargs": engine_arguments(spec),
+        "engine_kwargs": arguments,
         # vLLM's own metrics, in the format of every other process here, not Ray's.
         "log_engine_metrics": False,
     }
@@ -63,14 +63,14 @@ def engine_application(spec: LanguageModelSpec, home: Path) -> Application:
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=20.0,
         )
-        .bind(settings)
+        .bind(settings, log_to)
     )
 
 
-def deploy_engine(spec: LanguageModelSpec, home: Path) -> None:
+def deploy_engine(spec: LanguageModelSpec, home: Path, log_to: str = "stderr") -> None:
     """Deploy it as a Serve application and return at once; safe to repeat. Raises BadRequest."""
     serve.run_many(
-        [RunTarget(engine_application(spec, home), name=engine_application_name(spec), route_prefix=None)],
+        [RunTarget(engine_application(spec, home, log_to), name=engine_application_name(spec), route_prefix=None)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )

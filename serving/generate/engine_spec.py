@@ -72,6 +72,8 @@ def engine_arguments(spec: LanguageModelSpec) -> dict[str, Any]:
             "enable_lora": True, "max_loras": spec.max_adapters, "max_cpu_loras": spec.max_adapters,
             "max_lora_rank": rank,
         }  # fmt: skip
+    if spec.num_gpus > 1:
+        arguments["tensor_parallel_size"] = int(spec.num_gpus)
     if on_cpu:
         arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
     return {**arguments, **spec.engine_args}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from registry.content import digest_folder
 from serving.errors import BadRequest, DeadlineExceeded, Overloaded, PhaseFailed, ReplicaLost, StoreUnavailable
 from serving.generate.admission import KvRoom
-from serving.logs import get_log
+from serving.logs import configure_logs, get_log
 from serving.ports import LanguageRequest, Piece, Usage
 
 log = get_log(__name__)
@@ -33,6 +34,7 @@ PACE_S = 0.0015
 """Pieces are collected for so long for each request under way: one alone gets each token as it comes, many get a few at
 once, since passing a piece on costs a core that has tokens to make."""
 SLOWEST_PACE_S = 0.05
+CONTROL = re.compile(r"[\x00-\x1f]")
 BASE_FILE = "base.json"
 CONFIG_FILE = "adapter_config.json"
 
@@ -71,7 +73,8 @@ class Adapters:
 class EngineReplica:
     """Ready means: vLLM has loaded the model and answers."""
 
-    async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, settings: Mapping[str, Any], log_to: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        configure_logs(log_to)
         from serving.generate.ray_llm import start_engine
 
         self._engine = await start_engine(settings)
@@ -123,12 +126,13 @@ class EngineReplica:
                     if output is None:
                         return
                     told = output.outputs[0]
+                    text = as_json(told.text) if params.structured_outputs else told.text
                     written += len(told.token_ids)
                     if output.finished:
-                        yield Piece(told.text, *_end(told.finish_reason, len(output.prompt_token_ids), written))
+                        yield Piece(text, *_end(told.finish_reason, len(output.prompt_token_ids), written))
                         return
-                    if told.text:
-                        yield Piece(told.text)
+                    if text:
+                        yield Piece(text)
                         await self._pace(began, deadline)
         except EngineDeadError:
             raise ReplicaLost("vLLM ended while it answered") from None
@@ -184,6 +188,7 @@ class EngineReplica:
 
     async def _add(self, name: str, folder: Path) -> None:
         from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         await asyncio.to_thread(self._check_adapter, name, folder)
         if len(self._adapters.requests) >= self._adapters.most:
@@ -196,6 +201,8 @@ class EngineReplica:
         request = LoRARequest(lora_name=name, lora_int_id=self._adapters.numbers, lora_path=str(folder))
         try:
             await self._engine.add_lora(request)
+        except EngineDeadError:
+            raise StoreUnavailable("vLLM ended; the engine starts anew") from None
         except Exception as error:  # noqa: BLE001 - vLLM passes on whatever its worker raised
             raise PhaseFailed(f"vLLM does not take the adapter {name}: {_last_line(error)}", phase=PHASE) from None
         self._adapters.requests[name] = request
@@ -262,7 +269,8 @@ class EngineReplica:
         )
 
     def __del__(self) -> None:
-        shutil.rmtree(self._copies, ignore_errors=True)
+        if copies := getattr(self, "_copies", None):
+            shutil.rmtree(copies, ignore_errors=True)
 
 
 def sampling(request: LanguageRequest, max_tokens: int) -> Any:
@@ -282,6 +290,12 @@ def sampling(request: LanguageRequest, max_tokens: int) -> Any:
         )
     except (VLLMValidationError, ValueError) as error:
         raise BadRequest(str(error)) from None
+
+
+def as_json(text: str) -> str:
+    """A part of a JSON document, with the control characters escaped that xgrammar lets into strings. There is no white
+    space outside strings, so they are in one."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 async def within(waited: Any, deadline: float) -> Any:

@@ -16,6 +16,7 @@ from serving.pipeline import Answer
 from serving.ports import SessionStore
 from serving.schema import AppSpec, Query, Turn
 from serving.schema.pseudonym import pseudonym
+from serving.store.codec import check_id
 from serving.understand.turns import turn_of
 
 log = get_log(__name__)
@@ -38,9 +39,12 @@ class Memory:
 
     async def recall(self, spec: AppSpec, query: Query) -> tuple[Query, bool]:
         """The query with the turns that its session remembers, and whether they could be read. A query that brings
-        turns of its own keeps these."""
+        turns of its own keeps these. Raises BadRequest for a session id that cannot be one."""
         memory = spec.understand.memory
-        if memory is None or query.session is None or query.history or memory.turns == 0:
+        if memory is None or query.session is None or memory.turns == 0:
+            return query, True
+        check_id(query.session, "session")
+        if query.history:
             return query, True
         after_s = self._clock() - memory.expire_s
         try:

@@ -43,6 +43,8 @@ AGAIN_S = 15.0
 
 UP_WITHIN_S = 300.0
 """How long `palate up` waits for engines."""
+NAMED_WITHIN_S = 10.0
+"""What no release has named by then is not coming: app.yaml names an engine that its release did not know."""
 
 Running = Mapping[str, ApplicationStatusOverview]
 Phase = Literal["starting", "ready", "failed"]
@@ -120,6 +122,11 @@ class Engines:
         return standing.refused.get(served_name(version.release.app, adapter.digest), "") if standing else ""
 
     @property
+    def wanted(self) -> frozenset[str]:
+        """Applications of the engines that the releases in use need."""
+        return frozenset(wanted_engines(self._versions))
+
+    @property
     def standings(self) -> Mapping[str, Standing]:
         """Application -> how it stands."""
         return dict(self._standings)
@@ -172,7 +179,7 @@ class Engines:
             self._stand(name, Standing(wanted.spec.model, "failed", reason))
             return  # a pause first
         try:
-            await asyncio.to_thread(deploy_engine, wanted.spec, self._config.home)
+            await asyncio.to_thread(deploy_engine, wanted.spec, self._config.home, self._config.log)
         except BadRequest as error:
             self._stand(name, Standing(wanted.spec.model, "failed", error.detail))
         else:
@@ -193,8 +200,10 @@ class Engines:
                 loaded.discard(adapter)
             for adapter in todo.load:
                 why = await self._load(model, adapter, wanted)
-                loaded |= {adapter} if not why else set()
-                refused |= {adapter: why} if why else {}
+                if why is None:
+                    loaded.add(adapter)
+                elif why:
+                    refused[adapter] = why
         except (PalateError, RegistryError) as error:  # away: the next pass asks again
             reason = getattr(error, "detail", str(error))
             self._stand(name, replace(before, reason=reason, phase="starting" if not before.adapters else before.phase))
@@ -202,8 +211,9 @@ class Engines:
         since_s = before.since_s if before.phase == "ready" else time.monotonic()
         self._stand(name, Standing(wanted.spec.model, "ready", "", since_s, frozenset(loaded), refused))
 
-    async def _load(self, model: VllmModel, adapter: str, wanted: WantedEngine) -> str:
-        """Why the engine does not take it, "" when it does. Raises PalateError, RegistryError when that may pass."""
+    async def _load(self, model: VllmModel, adapter: str, wanted: WantedEngine) -> str | None:
+        """None: it is loaded. "": it has to wait for a place. Else why the engine will never take it. Raises
+        PalateError, RegistryError where one of them is away."""
         component = wanted.adapters[adapter]
         folder = await asyncio.to_thread(self._store.fetch, component, self._config.component_cache)
         try:
@@ -213,8 +223,8 @@ class Engines:
             return error.detail
         except Overloaded as error:
             log.warning("engine.adapter.waits", adapter=adapter, reason=error.detail)
-            raise
-        return ""
+            return ""
+        return None
 
     def _unwanted_s(self, name: str, wanted: WantedEngine, loaded: set[str]) -> dict[str, float]:
         """How long nobody has wanted each adapter on this engine."""
@@ -247,21 +257,20 @@ class Engines:
         self._standings[name] = now
 
 
-def tell_engines(engines: Engines, expected: int, say: Callable[[str], None], check: Callable[[], None]) -> None:
-    """Say how the engines come along, until so many are up. One that cannot start, or takes too long, is said and not
-    waited for: what needs no answer in words is served without it. `check` raises to give up."""
+def tell_engines(engines: Engines, say: Callable[[str], None], check: Callable[[], None]) -> None:
+    """Say how the engines come along, until they are up. One that cannot start, or takes too long, is not waited for:
+    what needs no answer in words is served without it. `check` raises to give up."""
+    say("Starting the engine of the language model; this takes about a minute")
     began, told = time.monotonic(), dict[str, Phase]()
-    if expected:
-        say("Starting the engine of the language model; this takes about a minute")
-    while sum(phase != "starting" for phase in told.values()) < expected:
+    while (took_s := time.monotonic() - began) < UP_WITHIN_S:
         check()
+        wanted = engines.wanted
         for name, standing in engines.standings.items():
-            if told.get(name) != standing.phase and standing.phase != "starting":
-                took = f"{time.monotonic() - began:.0f} s"
-                say(f"The engine of {Path(standing.model).name} is up ({took})" if standing.phase == "ready"
-                    else f"No engine for {Path(standing.model).name}: {standing.reason}")  # fmt: skip
-            told[name] = standing.phase
-        if time.monotonic() - began > UP_WITHIN_S:
-            say(f"The engine of the language model is not up after {UP_WITHIN_S:.0f} s; serving begins without it")
+            if standing.phase != "starting" and told.get(name) != standing.phase:
+                told[name], model = standing.phase, Path(standing.model).name
+                up = f"The engine of {model} is up after {took_s:.0f} s"
+                say(up if standing.phase == "ready" else f"No engine for {model}: {standing.reason}")
+        if wanted <= told.keys() and (wanted or took_s > NAMED_WITHIN_S):
             return
         time.sleep(0.2)
+    say(f"The engine of the language model is not up after {UP_WITHIN_S:.0f} s; serving begins without it")

@@ -32,7 +32,7 @@ from registry.ports import ReleaseStore
 from registry.webhook import WEBHOOK_PATH
 from serving.config import ServingConfig
 from serving.errors import PalateError
-from serving.generate.engine_spec import engine_application_name, model_source
+from serving.generate.engine_spec import model_source
 from serving.keys import ApiKeys
 from serving.local import cluster
 from serving.local.controller import ControllerProcess, KeptProcess, LearnerProcess
@@ -84,7 +84,7 @@ class Platform:
         check_port(self._options.port, "--port")
         check_port(self._options.mlflow_port, "--mlflow-port")
         self._specs = {spec.name: spec for spec in map(load_app_spec, self._options.apps)}
-        engines = self._engines()
+        models = self._models()
         environment = cluster.ray_environment(self._home, self._home.logs / "serving.jsonl")
         os.environ.update(environment)
         bound_mlflow_client()
@@ -102,7 +102,8 @@ class Platform:
         webhook = {"PALATE_WEBHOOK_URL": f"{state.url}{WEBHOOK_PATH}"}
         self._keep("controller", ControllerProcess(self._home, {**self._environment(), **webhook}))
         self._start_serve()
-        self._start_engines(engines)
+        if models:
+            self._tell_engines()
         learning = [f for f, spec in zip(self._options.apps, self._specs.values(), strict=True) if learns(spec)]
         if learning and self._options.learner:
             self._keep("learner", LearnerProcess(self._home, learning, self._environment()))
@@ -222,20 +223,16 @@ class Platform:
         serve.run(ingress_application(self._config(), self._options.replicas), name=INGRESS, route_prefix="/")
         self._wait_until_ready()
 
-    def _engines(self) -> int:
-        """How many the apps need. Raises BadRequest where one has no model to load."""
-        names = set()
-        for spec in self._specs.values():
-            if spec.language_model is not None and spec.language_model.engine == "vllm":
-                model_source(spec.language_model, self._home.root)
-                names.add(engine_application_name(spec.language_model))
-        return len(names)
+    def _models(self) -> list[str]:
+        """What engines have to load for the apps. Raises BadRequest where it is missing."""
+        named = [spec.language_model for spec in self._specs.values() if spec.language_model is not None]
+        return [model_source(spec, self._home.root) for spec in named if spec.engine == "vllm"]
 
-    def _start_engines(self, expected: int) -> None:
+    def _tell_engines(self) -> None:
         from serving.local.engines import tell_engines
 
         assert self._deployer is not None
-        tell_engines(self._deployer.engines, expected, self._say, self._check_stopped)
+        tell_engines(self._deployer.engines, self._say, self._check_stopped)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S

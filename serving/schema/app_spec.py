@@ -92,7 +92,7 @@ class SourceSpec(Spec):
             "lexical": {"options"},
             "drill": {"options"},
             "contextual": {"context", "options"},
-            **dict.fromkeys(FUNNELS.keys() - {"contextual"}, {"options"}),
+            **{engine: {"options"} for engine in FUNNELS if engine != "contextual"},
         }
         for engine, keys in allowed.items():
             for key in sorted(keys - allowed[self.engine]):
@@ -154,8 +154,8 @@ class FeedbackSpec(Spec):
     learn_expansions: bool = Field(False, description="A selection teaches the user's own abbreviations to `rules`.")
     source: str | None = Field(
         None,
-        description="What users did before Palate, for the sources that learn from it: a .jsonl file beside app.yaml, or "
-        "a script (.py, with arguments) that prints lines {user, item, event, at_s, record}.",
+        description="What users did before Palate, for the sources that learn from it: a .jsonl file beside app.yaml, "
+        "or a script (.py, with arguments) that prints lines {user, item, event, at_s, record}.",
     )
 
 
@@ -311,7 +311,9 @@ def load_app_spec(path: Path) -> AppSpec:
 def _with_model_folder(raw: Any, folder: Path) -> Any:
     """A language model that lies beside app.yaml, by its whole path: who loads it knows the spec only."""
     language_model = raw.get("language_model") if isinstance(raw, dict) else None
-    model = language_model.get("model") if isinstance(language_model, dict) else None
+    if not isinstance(language_model, dict):
+        return raw
+    model = language_model.get("model")
     if not isinstance(model, str) or not (folder / model / "config.json").is_file():
         return raw
     return {**raw, "language_model": {**language_model, "model": str((folder / model).resolve())}}

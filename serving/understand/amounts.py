@@ -14,7 +14,8 @@ _DIGITS = dict(zip("일이삼사오육칠팔구", range(1, 10), strict=True))
 _TENS = {"십": 10, "백": 100, "천": 1000}
 _SCALES = {"천": 1000, "만": 10_000}
 _PIECE = r"(?:\d[\d,]*(?:\.\d+)?|[일이삼사오육칠팔구십백천만])"
-_NUMBER = rf"(?<!미){_PIECE}(?:\s?{_PIECE})*"
+# 구 is nine, and the end of 대구: a number in words begins a word.
+_NUMBER = rf"(?:(?=\d)|(?<![가-힣])){_PIECE}(?:\s?{_PIECE})*"
 _SCALED = re.compile(r"\d[\d,]*(?:\.\d+)?|[일이삼사오육칠팔구십백천만]")
 AROUND = 0.2
 """`정도`, `around`: this share below and above."""

@@ -19,8 +19,8 @@ ALONE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an utterance says by itself. `words`: (kind, value) -> the spelling that named it. `exact` are the kinds whose
-    words were found as the lexicon spells them; `confidence` 0..1."""
+    """What an utterance says by itself. `words`: (kind, value) -> the spelling that named it. `exact` are the kinds
+    whose words were found as the lexicon spells them; `confidence` 0..1."""
 
     intent: str = ""
     entities: Mapping[str, Any] = field(default_factory=dict)

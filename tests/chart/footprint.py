@@ -68,5 +68,6 @@ def cpu(text: str) -> float:
 def markdown(manifests: list[Manifest]) -> list[str]:
     """The rows of a table: what, kind, pods, CPUs, GiB, GPUs."""
     return [
-        f"| `{r.what}` | {r.kind} | {r.pods} | {r.cpus:g} | {r.memory_gib:g} | {r.gpus or ''} |" for r in rows(manifests)
+        f"| `{r.what}` | {r.kind} | {r.pods} | {r.cpus:g} | {r.memory_gib:g} | {r.gpus or ''} |"
+        for r in rows(manifests)
     ]

@@ -1,5 +1,8 @@
-"""A Ray of its own with a serveConfigV2 deployed on it, as KubeRay would: `python -m tests.chart.local_ray FILE RESOURCES
-PORT FOLDER`. Prints `ready` when all applications run; ends when its standard input does."""
+"""A Ray of its own with a serveConfigV2 deployed on it, as KubeRay would.
+
+`python -m tests.chart.local_ray FILE RESOURCES PORT FOLDER` prints `ready` when all applications run, and ends when its
+standard input does.
+"""
 
 from __future__ import annotations
 

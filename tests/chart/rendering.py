@@ -91,9 +91,7 @@ def pods(manifests: list[Manifest]) -> list[Pod]:
     return [pod for manifest in manifests for pod in _pods_in(manifest, manifest, (), {})]
 
 
-def _pods_in(
-    manifest: Manifest, node: Any, path: tuple[str, ...], labels: Mapping[str, str]
-) -> Iterator[Pod]:
+def _pods_in(manifest: Manifest, node: Any, path: tuple[str, ...], labels: Mapping[str, str]) -> Iterator[Pod]:
     if isinstance(node, dict):
         labels = {**(node.get("metadata") or {}).get("labels", {}), **node.get("labels", {})} or labels
         if isinstance(node.get("containers"), list):

@@ -64,7 +64,7 @@ def _custom(path: Path, version: str) -> Draft202012Validator | None:
 
 
 def _closed(schema: Any) -> Any:
-    """As the API server takes a structural schema when it is strict: an object has the properties named and no others."""
+    """As a strict API server reads a structural schema: an object has the properties named and no others."""
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, dict):

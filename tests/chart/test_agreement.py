@@ -39,7 +39,7 @@ def ours(profile: str) -> list[tuple[Pod, dict[str, Any]]]:
 
 
 def command_lines(profile: str) -> Iterator[list[str]]:
-    for pod, container in ours(profile):
+    for _, container in ours(profile):
         if "command" in container:
             yield container["command"]
         if hook := container.get("lifecycle", {}).get("preStop"):
@@ -69,7 +69,9 @@ def check_command(line: list[str]) -> None:
     elif program == "mlflow":
         check_mlflow(arguments)
     elif program.endswith("/chroma"):
-        shown = subprocess.run([Path(sys.executable).parent / "chroma", "run", "--help"], capture_output=True, text=True)
+        shown = subprocess.run(
+            [Path(sys.executable).parent / "chroma", "run", "--help"], capture_output=True, text=True
+        )
         assert {part for part in arguments if part.startswith("--")} <= set(re.findall(r"--[a-z]+", shown.stdout))
     else:
         assert program == "bash", line
@@ -84,7 +86,9 @@ def check_mlflow(arguments: list[str]) -> None:
 
 
 def test_every_variable_is_read_by_somebody(profile: str) -> None:
-    fields = {f"PALATE_{name.upper()}" for model in (ServingConfig, Limits, RegistryConfig) for name in model.model_fields}
+    fields = {
+        f"PALATE_{name.upper()}" for model in (ServingConfig, Limits, RegistryConfig) for name in model.model_fields
+    }
     for pod, container in ours(profile):
         for name in (variable["name"] for variable in container.get("env", ())):
             assert name in fields or is_read(name), f"{pod}: nothing reads {name}"
@@ -135,7 +139,7 @@ def test_the_defaults_of_the_chart_are_those_of_the_code(profile: str) -> None:
     config = ServingConfig.from_env({})
     settled_elsewhere = {
         "home", "secrets", "database_url", "mlflow_uri", "apps", "ready_within_s", "controller_port", "webhook_url",
-        "webhook_secret", "log", "limits",
+        "webhook_secret", "log", "limits", "kserve_namespace", "kubernetes_api",
     }  # fmt: skip
     expected = {name: getattr(config, name) for name in ServingConfig.model_fields if name not in settled_elsewhere}
     expected |= config.limits.model_dump()
@@ -205,10 +209,17 @@ def test_the_paths_of_the_route_are_all_those_of_the_api_but_metrics(profile: st
             matches = [m["path"] for rule in manifest["spec"]["rules"] for m in rule["matches"]]
             opened = [(m["value"], m["type"] == "PathPrefix") for m in matches]
         elif manifest["kind"] == "Ingress":
-            opened = [(p["path"], p["pathType"] == "Prefix") for r in manifest["spec"]["rules"] for p in r["http"]["paths"]]
+            opened = [
+                (p["path"], p["pathType"] == "Prefix") for r in manifest["spec"]["rules"] for p in r["http"]["paths"]
+            ]
         else:
             continue
-        reached = {path for path in paths for value, prefix in opened if path == value or (prefix and path.startswith(f"{value}/"))}
+        reached = {
+            path
+            for path in paths
+            for value, prefix in opened
+            if path == value or (prefix and path.startswith(f"{value}/"))
+        }
         assert paths - reached == {"/metrics"}
         assert {value for value, prefix in opened if not prefix} <= paths
 
@@ -225,7 +236,9 @@ def test_every_key_of_the_secret_is_documented_and_made_by_the_tool(profile: str
                     assert reference["name"] == "palate"
                     used.add(reference["key"])
     readme = (CHART / "README.md").read_text()
-    documented = set(re.findall(r"^\| `([a-z0-9-]+)` \|", readme.split("## The Secret")[1].split("\n## ")[0], re.MULTILINE))
+    documented = set(
+        re.findall(r"^\| `([a-z0-9-]+)` \|", readme.split("## The Secret")[1].split("\n## ")[0], re.MULTILINE)
+    )
     assert used <= documented
     made = yaml.safe_load(secret_manifest("palate"))["stringData"]
     assert made.keys() <= documented
@@ -265,5 +278,3 @@ def test_a_pod_has_time_to_drain(profile: str) -> None:
             config = yaml.safe_load(service["spec"]["serveConfigV2"])
             router = config["applications"][0]["deployments"][0]
             assert router["graceful_shutdown_timeout_s"] < drain_s
-
-

@@ -149,7 +149,16 @@ def test_dashboards_arrive_whole_in_their_config_maps() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["sum by (app (rate(x[5m]))", "rate(x[5])", 'x{app="a"', "sum(x) >", "x y", "unknown(x)", 'x{app~"a"}', "rate(x[5m]"],
+    [
+        "sum by (app (rate(x[5m]))",
+        "rate(x[5])",
+        'x{app="a"',
+        "sum(x) >",
+        "x y",
+        "unknown(x)",
+        'x{app~"a"}',
+        "rate(x[5m]",
+    ],
 )
 def test_the_reader_of_promql_refuses(wrong: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
@@ -158,6 +167,8 @@ def test_the_reader_of_promql_refuses(wrong: str) -> None:
 
 def test_the_reader_of_promql_finds_metrics_labels_and_counters_without_a_rate() -> None:
     assert faults("sum by (app) (rate(palate_requests_total[5m]))") == []
-    assert faults("sum by (colour) (rate(palate_requests_total[5m]))") == ["palate_requests_total has no labels ['colour']"]
+    assert faults("sum by (colour) (rate(palate_requests_total[5m]))") == [
+        "palate_requests_total has no labels ['colour']"
+    ]
     assert faults("palate_request_total") == ["nothing exports palate_request_total"]
     assert faults("palate_requests_total > 1") == ["palate_requests_total is a counter: ask for its rate"]

@@ -30,7 +30,9 @@ def test_the_fields_that_gitops_must_ignore_are_not_rendered() -> None:
 def test_the_values_that_the_text_names_are_there() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     text = README.split("## Values")[0]
-    for path in re.findall(r"`((?:serving|ray|mlflow|secrets|monitoring|networkPolicy|image)(?:\.[a-zA-Z]+)+)[:`]", text):
+    for path in re.findall(
+        r"`((?:serving|ray|mlflow|secrets|monitoring|networkPolicy|image)(?:\.[a-zA-Z]+)+)[:`]", text
+    ):
         at = values
         for part in path.split("."):
             assert part in at, path

@@ -1,14 +1,15 @@
-"""The trial profile, run here: its containers as processes with their own commands and environment, its serveConfigV2 on
-a local Ray, against a real PostgreSQL, the MLflow that the chart starts (basic auth on), and the controller."""
+"""The trial profile, run here: its containers as processes with their own commands and environment, and its
+serveConfigV2 on a local Ray, over a real PostgreSQL, the MLflow that the chart starts and the controller.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,7 @@ def trial(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) ->
         yield made
     finally:
         local.end()
+        shutil.rmtree(Home(folder / "ray").sockets, ignore_errors=True)
 
 
 def start_stores(trial: Trial) -> None:
@@ -145,17 +147,24 @@ def start_endpoint(trial: Trial, port: int) -> None:
     config = local.folder / "serve.yaml"
     config.write_text(service["spec"]["serveConfigV2"])
     (resources,) = shlex.split(trial.worker()["rayStartParams"]["resources"])
-    short = tempfile.mkdtemp(prefix="palate-ray-")
-    command = [sys.executable, "-m", "tests.chart.local_ray", str(config), resources, str(port), short]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chart.local_ray",
+        str(config),
+        resources,
+        str(port),
+        str(home.sockets / "ray"),
+    ]
     process = local.start_process(command, environment, "ray")
     local.start(trial.container("Deployment", "palate-controller"), "controller")
 
     def ready() -> bool:
         said = local.log("ray").read_text(errors="replace")
         assert process.poll() is None, said
-        return "ready" in said
+        return "ready" in said and answers(f"{trial.url}/readyz")
 
-    wait_for(ready, 180, "the deployment of serveConfigV2")
+    wait_for(ready, 240, "the deployment of serveConfigV2")
 
 
 def answers(url: str) -> bool:
@@ -191,9 +200,7 @@ def test_the_controller_leads_and_a_canary_that_a_person_sets_gets_an_arm(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_for(lambda: answers(f"{trial.controller_url}/readyz"), 60, "the controller's readiness")
-    wait_for(
-        lambda: "palate_controller_leads 1.0" in httpx.get(f"{trial.controller_url}/metrics").text, 60, "its lead"
-    )
+    wait_for(lambda: "palate_controller_leads 1.0" in httpx.get(f"{trial.controller_url}/metrics").text, 60, "its lead")
     environment = trial.local.environment(trial.container("Deployment", "palate-controller"))
     derive = [sys.executable, "-m", "serving.cli", "derive", "teas", "--set", "retrieve.fusion.abstain_below=0.01"]
     done = subprocess.run([*derive, "--canary"], env=environment, capture_output=True, text=True, timeout=60)

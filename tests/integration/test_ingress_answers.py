@@ -151,6 +151,7 @@ def test_a_session_remembers_and_a_store_that_is_away_is_said(tmp_path: Path) ->
         second = ask(endpoint, session="s1", query="더 싼 데는?").json()
         assert second["session"]["turns"] == 1
         assert "치킨집 추천해줘" in model.asked[-1].messages[-1].content
+        assert_problem(ask(endpoint, session="a\nb"), 400, field="session")
         assert ask(endpoint, session="s2").json()["session"]["turns"] == 0
         assert ask(endpoint, session="s1", generate=False).json()["session"]["turns"] == 2
         (tmp_path / "palate.db").rename(tmp_path / "gone.db")

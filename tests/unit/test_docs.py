@@ -25,6 +25,7 @@ OVER_BUDGET = frozenset(
         "serving/commands/lifecycle.py::up",
         "serving/commands/rollout.py::start",
         "training/cli.py::evaluate",
+        "training/commands/batch.py::generate_batch",
         "training/commands/train.py::train",
         # A migration reads best as the list of tables it makes.
         "registry/database/migrations/versions/v0001_initial.py::upgrade",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from serving.generate.engine_spec import (
     engine_key,
     model_source,
 )
+from serving.generate.replica import as_json
 from serving.schema import LanguageModelSpec, load_app_spec
 
 
@@ -132,3 +134,7 @@ def test_what_can_never_fit_is_left_to_vllm() -> None:
     assert room.admit(1_000) == 63
     with pytest.raises(Overloaded):
         room.admit(1)
+
+
+def test_what_the_grammar_lets_into_strings_is_json_all_the_same() -> None:
+    assert json.loads("".join(map(as_json, ['{"name":"a', "\x02\n", 'b"}']))) == {"name": "a\x02\nb"}

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from registry.errors import RegistryUnavailable
+from registry.errors import BadInput, RegistryUnavailable
 from registry.fakes import MemoryEvidence
-from registry.traffic import Evidence, EvidenceArm
+from registry.journal.codec import decode_block, encode_block
+from registry.traffic import Block, Evidence, EvidenceArm
 from serving.evidence import Entry, EvidenceRecorder
 from tests.waiting import wait_for
 
@@ -141,3 +142,24 @@ def test_closing_while_the_store_is_away_ends_and_says_what_was_lost(store: Stor
     recorder.close()
     assert recorder.dropped == 1
     assert store.all() == []
+
+
+def test_measures_stand_beside_the_requests_that_have_them(store: Store) -> None:
+    recorder = EvidenceRecorder(store, "router-1", every_s=60)
+    recorder.record(entry(1)._replace(measures={"failed_grounded": 1.0}))
+    recorder.record(entry(2))
+    recorder.record(entry(3)._replace(measures={"failed_grounded": 0.0, "ms_per_token": 12.5}))
+    recorder.record(entry(4, "control"))
+    recorder.close()
+    canary, control = store.all()
+    assert canary.block.measures == {"failed_grounded": (1.0, None, 0.0), "ms_per_token": (None, None, 12.5)}
+    assert control.block.measures == {}
+
+
+def test_measures_survive_the_store_and_wrong_ones_are_refused() -> None:
+    block = Block(5.0, (1.0, 2.0), "aa", measures={"ms_per_token": (None, 12.34567)})
+    assert decode_block(5.0, encode_block(block)).measures == {"ms_per_token": (None, 12.3457)}
+    assert decode_block(5.0, '{"l": [1.0], "o": "a"}').measures == {}  # of an older version
+    for wrong in ((1.0,), (1.0, float("nan")), (-1.0, 0.0)):
+        with pytest.raises(BadInput, match="ms_per_token"):
+            encode_block(Block(5.0, (1.0, 2.0), "aa", measures={"ms_per_token": wrong}))

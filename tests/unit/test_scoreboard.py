@@ -247,3 +247,19 @@ def test_answers_wait_for_feedback_that_a_router_still_holds() -> None:
     world.fed_back("canary", "0000aaaa", 1.0, 1000.5)
     world.score(5001.0)
     assert world.streams.rewards["canary"] == [1.0]
+
+
+def test_measures_of_answers_reach_the_analysis_of_their_arm() -> None:
+    seen: list[tuple[str, Any]] = []
+
+    class Measured(Streams):
+        def add_measures(self, arm: TrialArm, measures: Any) -> None:
+            seen.append((arm, dict(measures)))
+
+    world = World()
+    board = Scoreboard(world.evidence, world.rewards, lambda plan, limits: Measured())
+    for arm, value in (("canary", 1.0), ("control", 0.0)):
+        block = Block(1001, (1.0,), "a", measures={"failed_grounded": (value,)})
+        world.evidence.add([Evidence("wines", 3, "r1", 1 + len(seen) + (arm == "control"), arm, block)])  # type: ignore[arg-type]
+    board.update("wines", ROLLOUT, SPEC, 1002)
+    assert seen == [("canary", {"failed_grounded": (1.0,)}), ("control", {"failed_grounded": (0.0,)})]

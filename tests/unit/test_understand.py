@@ -90,6 +90,8 @@ def test_finds_what_is_named(engine: RulesEngine, text: str, entities: dict[str,
         ("7000원 있어", {"lte": 7000}),
         ("5천원에서 만원 사이", {"gte": 5000, "lte": 10_000}),
         ("5~7천원", {"gte": 5000, "lte": 7000}),
+        ("대구에서 10000원 이하", {"lte": 10_000}),  # 구 is nine, too
+        ("치킨10000원 이하", {"lte": 10_000}),
     ],
 )
 def test_reads_amounts(text: str, bounds: dict[str, float]) -> None:

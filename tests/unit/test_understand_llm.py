@@ -11,7 +11,7 @@ import pytest
 from serving.components.lexicon import Lexicon, LexiconSpec
 from serving.errors import StoreUnavailable
 from serving.fakes import FakeLanguageModel
-from serving.schema import Query, Turn, Understood, UnderstandSpec
+from serving.schema import Query, Turn, UnderstandSpec, Understood
 from serving.understand.llm_engine import REST_S, LlmEngine
 from serving.understand.rules_engine import RulesEngine
 from tests.unit.test_understand import RAW
