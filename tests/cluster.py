@@ -52,14 +52,14 @@ class Cluster:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=60)
 
-    def run(self, *command: str, limit_s: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, limit_s: float = 600, **variables: str) -> subprocess.CompletedProcess[str]:
         """A command as in a pod of its own."""
         return subprocess.run(
             command, env={**self.environment, **variables}, cwd=self.folder / "home", timeout=limit_s,
             capture_output=True, text=True,
         )  # fmt: skip
 
-    def palate(self, *arguments: str, limit_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def palate(self, *arguments: str, limit_s: float = 600) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "serving.cli", *arguments, limit_s=limit_s)
 
     def start_node(self, *arguments: str) -> None:

@@ -6,7 +6,7 @@ What is heavy (MLflow, Chroma, torch) is imported by the command that needs it: 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 

@@ -12,6 +12,15 @@ traffic says, with `spec.canary`, and reads back what became of it. What KServe 
   evidence; a canary without a ready pod gets no traffic, and rolls back at once.
 - Requests are not mirrored: a plan with `shadow_percent`, or with steps of a fraction of a percent, is not begun.
 
+What KServe asks of an InferenceService that is to have canaries (read in its source, 0.21): the annotation
+`serving.kserve.io/deploymentMode: Standard`, and a predictor with `model` (a ServingRuntime holds the container;
+`containers` alone is refused by its webhook once there is a canary). `minReplicas` of stable bounds those of a canary, so
+it is at least 1. Whoever installs the InferenceService leaves `spec.predictor.name`, the label `palate.dev/release`,
+`spec.canary` and the annotation `palate.dev/applied` alone: they are written here.
+
+At a promotion the canary's pods get all requests at once, and KServe adds the missing ones after that: a canary has as
+many pods as its share needs, so the last step should be a large one, and plans should ask for `replicas` that carry it.
+
 `mapping` is pure; `api` talks to the API server; `follower` is the loop. Made by the wiring of the controller.
 """
 

@@ -7,6 +7,7 @@ gives None, and the order of retrieval stands.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from registry.errors import ReleaseRefused
@@ -19,6 +20,8 @@ from serving.schema import AppSpec, Candidate, Item, Result, Understood
 COMPONENT = "rank"
 SCORE = "rank"
 """The name of the ranker's score in `Candidate.scores`."""
+ROWS_KEPT = 50_000
+"""Items that are kept as they were read."""
 
 
 class Rank:
@@ -28,6 +31,7 @@ class Rank:
     def __init__(self, ranker: Ranker, catalogue: Catalogue, weight: float, name_of: Callable[[str], str]) -> None:
         self._ranker = ranker
         self._catalogue = catalogue
+        self._item = lru_cache(maxsize=ROWS_KEPT)(catalogue.item)  # a row never changes: an item that does gets another
         self._weight = weight
         self._name_of = name_of
 
@@ -52,7 +56,7 @@ class Rank:
 
     def _known(self, result: Result) -> list[tuple[Candidate, Item]]:
         found = ((candidate, self._catalogue.known_rows([candidate.id])) for candidate in result.candidates)
-        return [(candidate, self._catalogue.item(rows[0])) for candidate, rows in found if rows]
+        return [(candidate, self._item(rows[0])) for candidate, rows in found if rows]
 
     def _ordered(self, candidates: Sequence[Candidate], scores: Sequence[float]) -> list[Candidate]:
         """Equal scores keep the order of retrieval."""

@@ -45,7 +45,7 @@ class WideDeepRanker:
     def _encoded(self, items: Sequence[Item]) -> Features:
         """An item that changed is another one: it is compared, not only its id."""
         kept = self._kept
-        new = [item for item in items if (old := kept.get(item.id)) is None or old[0] != item]
+        new = [item for item in items if (old := kept.get(item.id)) is None or _is_other(old[0], item)]
         if new and len(kept) + len(new) > MOST_KEPT:
             self._kept = kept = {}  # another thread goes on with the old one
             new = list(items)
@@ -54,3 +54,7 @@ class WideDeepRanker:
             kept.update((item.id, (item, fresh.take(slice(i, i + 1)))) for i, item in enumerate(new))
         rows = [kept[item.id][1] for item in items]
         return Features(np.concatenate([one.codes for one in rows]), np.concatenate([one.numbers for one in rows]))
+
+
+def _is_other(old: Item, new: Item) -> bool:
+    return old is not new and old != new

@@ -77,3 +77,16 @@ def test_what_selects_pods_finds_some(profile: str) -> None:
     kserve = "serving.kserve.io/inferenceservice"  # KServe's own label
     missed = [name_of(one) for one, selector in ours if kserve not in str(selector) and not found(selector)]
     assert not missed
+
+
+def test_the_schema_comes_before_what_uses_it(profile: str) -> None:
+    """As a hook, so that an upgrade stops where it fails. A bundled database starts with the rest: no hook could wait
+    for it, and one that runs afterwards would never run under --wait."""
+    manifests = rendered(profile)
+    (job,) = [one for one in of_kind(manifests, "Job") if "migrate" in one["metadata"]["name"]]
+    bundled = [one for one in of_kind(manifests, "StatefulSet") if "postgresql" in one["metadata"]["name"]]
+    hooks = job["metadata"].get("annotations", {}).get("helm.sh/hook", "")
+    assert hooks == ("" if bundled else "pre-install,pre-upgrade")
+    account = job["spec"]["template"]["spec"]["serviceAccountName"]
+    (found,) = of_kind(manifests, "ServiceAccount", account)
+    assert found["metadata"].get("annotations", {}).get("helm.sh/hook", "") == hooks

@@ -29,7 +29,7 @@ from tests.chart.rendering import CHART, NAMESPACE, Manifest, helm, of_kind
 from tests.postgres import PostgresServer
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a machine that does other things takes minutes
 
 APP = {
     "name": "teas",
@@ -126,7 +126,7 @@ def start_stores(trial: Trial) -> None:
     (init,) = mlflow["spec"]["template"]["spec"]["initContainers"]
     trial.local.run(init)
     trial.local.start(trial.container("Deployment", "palate-mlflow"), "mlflow")
-    (migrate,) = [job for job in of_kind(trial.manifests, "Job") if job["metadata"]["name"] == "palate-migrate"]
+    (migrate,) = [job for job in of_kind(trial.manifests, "Job") if "migrate" in job["metadata"]["name"]]
     trial.local.run(migrate["spec"]["template"]["spec"]["containers"][0])
     wait_for(lambda: answers(f"{trial.mlflow_url}/health"), 90, "MLflow's start")
     (seed,) = [job for job in of_kind(trial.manifests, "Job") if "seed" in job["metadata"]["name"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,24 +20,34 @@ from ray.serve.schema import ServeDeploySchema
 
 from registry.net import free_port
 from tests.cluster import Cluster, cluster_of, serve_config, start_head, start_worker
-from tests.platform import wine_app
+from tests.platform import EXAMPLES
 from tests.postgres import PostgresServer
 from tests.postgres import postgres as postgres
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 QUERY = {"query": "말보로 소비뇽 2병", "top_k": 2}
-SPLIT = """
+APP = """
+name: wines
+description: The wines of an example, found by rules alone, which need no model.
+example_query: "말보로 소비뇽 2병"
+items: {source: items.jsonl, text: [name_ko, name_en], attributes: {price: number}}
+understand: {engine: order_lines}
+retrieve:
+  sources: {rules: {engine: rules, aliases: aliases.yaml}}
 placement:
   default: split
-  units: {understand: {num_cpus: 0.1}, embed: {num_cpus: 0.2}, retrieve: {num_cpus: 0.2}}
+  units: {understand: {num_cpus: 0.1}, retrieve: {num_cpus: 0.2}}
 """
 UNITS = "wines-v1"
 
 
 @pytest.fixture(scope="module")
 def cluster(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    app = wine_app(tmp_path_factory.mktemp("apps") / "wines", "wines", SPLIT)
+    app = tmp_path_factory.mktemp("wines")
+    for file in ("items.jsonl", "aliases.yaml"):
+        shutil.copy(EXAMPLES / "wine-orders" / file, app / file)
+    (app / "app.yaml").write_text(APP, encoding="utf-8")
     with cluster_of(postgres, "wines") as (made, _):
         for command in (("migrate",), ("seed", str(app))):
             done = made.palate(*command)

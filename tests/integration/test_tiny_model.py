@@ -4,6 +4,7 @@ be gone on with, and the examples' lessons are what the examples ask."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,10 +189,16 @@ def test_the_measure_tells_the_right_answer_from_that_of_another_prompt() -> Non
 
 @pytest.mark.parametrize("app", ["beauty-finder", "fragrance-lab", "meal-card"])
 def test_the_lessons_of_the_examples_are_what_they_ask_and_their_answers_fit(app: str, tmp_path: Path) -> None:
-    (tmp_path / app).symlink_to(EXAMPLES / app)
+    folder = tmp_path / app
+    folder.mkdir()
+    for file in (EXAMPLES / app).iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "tiny.yaml").unlink()
+    fewer = re.sub(r"--count \d+", "--count 120", (EXAMPLES / app / "tiny.yaml").read_text())
+    (folder / "tiny.yaml").write_text(fewer)
     lessons = read_lessons(tmp_path)
     taught = {tuple(m.content for m in one.instruction.history) for one in lessons.teach}
-    assert len(lessons.teach) >= 1000
+    assert len(lessons.teach) == 120
     for one in lessons.ask:
         assert one.schema is None or is_valid(one.instruction.answer, one.schema)
         assert tuple(m.content for m in one.instruction.history) not in taught

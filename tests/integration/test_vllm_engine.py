@@ -34,10 +34,10 @@ from tests.tiny_llama import make_adapter, make_model
 from tests.waiting import wait_for
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 APPS = ("red", "blue")
-UP_S = 240.0
+UP_S = 400.0
 
 
 @dataclass

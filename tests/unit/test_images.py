@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -117,9 +118,9 @@ def test_the_gpu_lock_differs_from_it_in_the_engine_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def installed() -> Iterator[Path]:
     """The wheel, unpacked as pip does it, in a folder that nobody may write to."""
-    folder = tmp_path_factory.mktemp("image")
+    folder = open_folder("palate-image-")
     source, wheels, target = folder / "source", folder / "wheels", folder / "target"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -137,11 +138,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield target
     for path in [target, *target.rglob("*")]:
         path.chmod(path.stat().st_mode | 0o200)
+    shutil.rmtree(folder)
+
+
+def open_folder(prefix: str) -> Path:
+    """pytest's own folders are closed to other users."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    folder.chmod(0o755)
+    return folder
 
 
 def as_nobody(installed: Path, work: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command as in a container: an unprivileged user, an empty folder, our packages from the wheel. The user may read
-    what only root may, since the interpreter may lie in root's home; nobody gives it anything to write to."""
+    """A command as in a container: an unprivileged user, an empty folder, our packages from the wheel. The user may
+    read what only root may, since the interpreter may lie in root's home; there is nothing else it may write to."""
     prefix: tuple[str, ...] = ()
     if os.geteuid() == 0:
         os.chown(work, NOBODY, NOBODY)
@@ -162,10 +171,10 @@ def as_nobody(installed: Path, work: Path, *command: str) -> subprocess.Complete
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Path:
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    return folder
+def work() -> Iterator[Path]:
+    folder = open_folder("palate-empty-")
+    yield folder
+    shutil.rmtree(folder)
 
 
 def test_the_entry_points_start_from_the_wheel(installed: Path, work: Path) -> None:

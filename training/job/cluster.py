@@ -142,7 +142,7 @@ def _connect(where: Where, folder: Path | None) -> None:
             _temp_dir=str(folder),
             _node_ip_address="127.0.0.1",
         )
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # a start that takes Ray more than 30 s is a plain Exception to it
         at = f"the Ray cluster at {where.address} cannot be reached" if folder is None else "Ray could not start"
         raise TrainingRefused(f"{at}: {' '.join(str(error).split())[:300]}") from error
 

@@ -73,7 +73,7 @@ http://{{ include "palate.fullname" . }}-chroma.{{ .Release.Namespace }}.svc:800
 http://{{ include "palate.serveService" . }}.{{ .Release.Namespace }}.svc:8000
 {{- end -}}
 
-{{- define "palate.appNames" -}}{{ keys .Values.apps | sortAlpha | join "," }}{{- end -}}
+{{- define "palate.appNames" -}}{{ keys (default dict .Values.apps) | sortAlpha | join "," }}{{- end -}}
 
 {{/* An app with its defaults, as JSON: (list $ "name"). */}}
 {{- define "palate.app" -}}
