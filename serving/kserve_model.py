@@ -1,13 +1,14 @@
 """KServe's model server around the release that `serving.kserve_server` prepared: protocol v2, by kserve's own code.
 
 Imported by `palate kserve-server` alone: kserve reads the command line and makes its HTTP app when it is imported. The
-OpenAI protocol is the ingress's own, under `/openai` as well: kserve's classes for it import vLLM, seconds and
-gigabytes for a container that embeds.
+OpenAI protocol is the ingress's own, under `/openai` as well: kserve's classes for it import vLLM, and a container that
+embeds would wait for that for half a minute.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,6 +112,10 @@ def run_server(config: ServingConfig, app: str, named: str, port: int) -> None:
     api = model_server.app
     install(api, services, followed)
     log.info("kserve.starts", app=app, release=version.version, port=port)
+    # kserve looks for models of its OpenAI classes, with vLLM's import, unless these cannot be imported
+    sys.modules["kserve.protocol.rest.openai.config"] = None  # type: ignore[assignment]  # Python's way to say so
     server = model_server.ModelServer(http_port=port, enable_grpc=False, workers=1, enable_latency_logging=False)
+    # kserve's handler ends nothing here, and until uvicorn has its own it would swallow SIGTERM
+    server.register_signal_handler = lambda: None
     logging.getLogger("kserve.trace").setLevel(logging.WARNING)  # a line for each request
     server.start([ReleaseModel(app, api, services)])

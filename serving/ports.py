@@ -181,8 +181,8 @@ class SessionStore(Protocol):
         """Forget the sessions whose last turn was before `before_s`; returns how many turns there were."""
 
     def forget(self, app: str, is_gone: Callable[[str], bool]) -> int:
-        """Remove the sessions of people who are gone, whole: `is_gone` is asked about users and session ids. Returns the
-        turns removed."""
+        """Remove the sessions of people who are gone, whole: `is_gone` is asked about users and session ids. Returns
+        how many turns went."""
 
     def apps(self) -> list[str]:
         """Every app with sessions, in name order."""

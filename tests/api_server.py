@@ -2,8 +2,9 @@
 status subresource, schemas (unknown fields pruned, or refused where asked), watches with bookmarks that end, forget
 and break, and the refusals of a busy server.
 
-What it does is written down from the API's documentation and was compared with a real kube-apiserver, which the tests
-that use it also run against where KUBE_API_URL names one (tests/contract/test_kubernetes_api.py). It is no cluster:
+What it does is written down from the API's documentation; the `kubernetes` client of Python, a package of its own,
+agrees (tests/contract/test_kubernetes_api.py). Those tests also run against a real
+kube-apiserver with KServe's CRDs where KUBE_API_URL names one: no package registry has its binary. It is no cluster:
 nothing is admitted by webhooks but what a test adds, and KServe itself is played by `tests.kserve_world`.
 """
 

@@ -21,7 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from perfumery import CONCENTRATIONS, FORMS, LAYERS, Brief, Lab, Taste, compose, fit, load_lab, make_brief, read_brief
+from perfumery import (
+    CONCENTRATIONS,
+    FORMS,
+    LAYERS,
+    Brief,
+    Lab,
+    Note,
+    Taste,
+    compose,
+    fit,
+    load_lab,
+    make_brief,
+    read_brief,
+)
 from quality import score
 
 from serving.generate.prompt import Facts, Prompt
@@ -159,23 +172,16 @@ def cases(lab: Lab, count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def schema(form: str, lab: Lab) -> dict[str, Any]:
-    """Of the recipes of a form: how many notes, which ones, and how much of one at most."""
-    material = {"enum": list(lab.notes)}
-    most = max(note.most for note in lab.notes.values())
-    entry = {
-        "type": "object",
-        "properties": {"material": material, "percent": {"type": "integer", "minimum": 1, "maximum": most}},
-        "required": ["material", "percent"],
-        "additionalProperties": False,
-    }
+    """Of the recipes of a form: how many notes each layer has, which ones, and how much of one at most."""
     properties: dict[str, Any] = {"name": {"type": "string", "minLength": 2, "maxLength": 40}}
     for layer, count in zip(LAYERS, FORMS[form], strict=True):
+        entry = _entry(lab.of_layer(layer))
         properties[layer] = {"type": "array", "items": entry, "minItems": count, "maxItems": count}
     if form != "basic":
         properties["concentration"] = {"enum": list(CONCENTRATIONS)}
         properties["maturation_days"] = {"type": "integer", "minimum": 7, "maximum": 60}
     if form == "premium":
-        pair = {"for": material, "use": material}
+        pair = {key: {"enum": list(lab.notes)} for key in ("for", "use")}
         properties["substitutes"] = {
             "type": "array",
             "items": {
@@ -186,6 +192,19 @@ def schema(form: str, lab: Lab) -> dict[str, Any]:
             },
             "maxItems": 2,
         }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _entry(notes: list[Note]) -> dict[str, Any]:
+    properties = {
+        "material": {"enum": [note.id for note in notes]},
+        "percent": {"type": "integer", "minimum": 1, "maximum": max(note.most for note in notes)},
+    }
     return {
         "type": "object",
         "properties": properties,

@@ -14,7 +14,7 @@ traffic says, with `spec.canary`, and reads back what became of it. What KServe 
 
 What KServe asks of an InferenceService that is to have canaries (read in its source, 0.21): the annotation
 `serving.kserve.io/deploymentMode: Standard`, and a predictor with `model` (a ServingRuntime holds the container;
-`containers` alone is refused by its webhook once there is a canary). `minReplicas` of stable bounds those of a canary, so
+`containers` alone is refused by its webhook once there is a canary). `minReplicas` of stable bounds those of a canary:
 it is at least 1. Whoever installs the InferenceService leaves `spec.predictor.name`, the label `palate.dev/release`,
 `spec.canary` and the annotation `palate.dev/applied` alone: they are written here.
 

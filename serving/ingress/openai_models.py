@@ -190,6 +190,10 @@ class ChatRequest(OpenaiRequest):
 class CompletionRequest(OpenaiRequest):
     """The completions request: one prompt. With an app as the model it is the query."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "meal-card", "prompt": "치킨집 추천해줘", "max_tokens": 64}]}
+    )
+
     prompt: Annotated[
         str, BeforeValidator(lambda v: v[0] if isinstance(v, list) and len(v) == 1 else v, json_schema_input_type=str)
     ] = Field(min_length=1)

@@ -111,7 +111,7 @@ class Home:
             raw = json.loads(self.state_file.read_text(encoding="utf-8"))
             children = tuple((int(pid), float(at)) for pid, at in raw.pop("children"))
             return Running(**{**raw, "apps": tuple(raw["apps"]), "children": children})
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
             return None
 
     def write_state(self, state: Running) -> None:

@@ -74,7 +74,7 @@ def container(
             yield server._replace(url=url)
         finally:
             process.terminate()
-            assert process.wait(60) in (0, -15), (folder / "output").read_text()
+            assert process.wait(120) in (0, -15), (folder / "output").read_text()
 
 
 def _is_ready(url: str) -> bool:
@@ -169,8 +169,17 @@ def exchange(server: Server, path: str, body: bytes, headers: dict[str, str]) ->
     head, _, rest = received.partition(b"\r\n\r\n")
     first, *others = head.decode().split("\r\n")
     found = dict(line.lower().split(": ", 1) for line in others)
-    assert "chunked" not in found.get("transfer-encoding", "")
-    return int(first.split()[1]), found, rest
+    content = _unchunked(rest) if found.get("transfer-encoding") == "chunked" else rest
+    return int(first.split()[1]), found, content
+
+
+def _unchunked(rest: bytes) -> bytes:
+    chunks = []
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        chunks.append(rest[: int(size, 16)])
+        rest = rest[int(size, 16) + 2 :]
+    return b"".join(chunks)
 
 
 def texts_of(tensor: np.ndarray[Any, Any]) -> list[Any]:

@@ -283,7 +283,9 @@ def test_a_pod_finds_its_api_server(tmp_path: Path) -> None:
 
     (tmp_path / "ca.crt").write_text(Path(certifi.where()).read_text("utf-8"), "utf-8")
     (tmp_path / "token").write_text("first\n")
-    found = KubernetesApi.in_cluster(WHERE, {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}, tmp_path)
+    found = KubernetesApi.in_cluster(
+        WHERE, {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}, tmp_path
+    )
     assert str(found._client.base_url) == "https://[fd00::1]:6443"
     assert found._headers() == {"authorization": "Bearer first"}
     (tmp_path / "token").write_text("second")  # kubelet renews it

@@ -31,7 +31,11 @@ APP = """
 name: wines
 description: The wines of an example, found by rules alone, which need no model.
 example_query: "말보로 소비뇽 2병"
-items: {source: items.jsonl, text: [name_ko, name_en], attributes: {price: number}}
+items:
+  source: items.jsonl
+  text: [name_ko, name_en]
+  attributes: {vintage: number, price: number, volume_ml: number, grape: keyword, region: keyword, country: keyword,
+               color: keyword}
 understand: {engine: order_lines}
 retrieve:
   sources: {rules: {engine: rules, aliases: aliases.yaml}}

@@ -27,6 +27,14 @@ from tests.endpoint import Endpoint, Setup, bare_release, made_up_spec, serve
 from tests.problem import assert_problem
 
 ROUTES = {
+    "/v2": {"get"},
+    "/v2/health/live": {"get"},
+    "/v2/health/ready": {"get"},
+    "/v2/models/{app}": {"get"},
+    "/v2/models/{app}/ready": {"get"},
+    "/v2/models/{app}/infer": {"post"},
+    "/v1/chat/completions": {"post"},
+    "/v1/completions": {"post"},
     "/v1/apps/{app}/query": {"post"},
     "/v1/apps/{app}/feedback": {"post"},
     "/v1/apps/{app}/items": {"get", "put", "delete"},
@@ -43,6 +51,11 @@ ROUTES = {
     "/readyz": {"get"},
     "/metrics": {"get"},
 }
+OPEN = (
+    "/healthz", "/readyz", "/metrics", "/v1/webhooks/mlflow",
+    "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{app}/ready",
+)  # fmt: skip
+"""Routes without a key; the webhook is signed."""
 
 
 def embed(endpoint: Endpoint, body: Any) -> httpx.Response:
@@ -208,9 +221,10 @@ def test_the_document_has_every_route_with_its_security(shared_endpoint: Endpoin
     assert {path: set(operations) for path, operations in api["paths"].items()} == ROUTES
     for path, operations in api["paths"].items():
         for operation in operations.values():
-            assert ("security" in operation) == (path.startswith("/v1/") and path != "/v1/webhooks/mlflow")
+            assert ("security" in operation) == (path not in OPEN), path
             assert "422" not in operation["responses"]
-            assert "application/problem+json" in operation["responses"]["default"]["content"]
+            kind = "json" if path.endswith("completions") else "problem+json"
+            assert f"application/{kind}" in operation["responses"]["default"]["content"]
             assert operation["summary"]
             names = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "path"}
             assert names == set(re.findall(r"{(\w+)}", path))

@@ -1,4 +1,4 @@
-"""The OpenAI protocol as its own clients speak it: the `openai` and `langchain-openai` packages against the endpoint."""
+"""The OpenAI protocol as its own clients speak it: packages `openai` and `langchain-openai` against the endpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from serving.config import Limits
-from serving.errors import Overloaded, ReplicaLost
+from serving.errors import Overloaded
 from serving.fakes import FakeLanguageModel
 from serving.ports import LanguageRequest
 from tests.endpoint import Endpoint
@@ -59,7 +59,8 @@ def test_a_chat_with_an_app_is_searched_for_and_grounded(client: openai.OpenAI, 
     answer = client.chat.completions.create(model="shops", messages=USER, extra_body={"palate": {"top_k": 1}})
     assert answer.choices[0].message.content == GOOD
     assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage is not None and answer.usage.completion_tokens == 5
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 5
     palate = answer.model_extra["palate"]
     assert [result["id"] for result in palate["results"]] == ["S1"]
     with endpoint.client() as http:
@@ -77,7 +78,8 @@ def test_a_chat_streams(client: openai.OpenAI) -> None:
     assert len([text for text in texts if text]) == 2  # a sentence each
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-2].model_extra["palate"]["results"]
-    assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens > 5
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens > 5
 
 
 def test_earlier_messages_are_the_history(client: openai.OpenAI, model: Model) -> None:
@@ -181,7 +183,8 @@ def test_langchain_streams_and_reads_structured_answers(endpoint: Endpoint, mode
     talk = [SystemMessage("Be kind."), HumanMessage("분식?"), AIMessage("달빛분식이요."), HumanMessage("치킨은?")]
     answer = chat.invoke(talk)
     assert answer.content == GOOD
-    assert answer.usage_metadata is not None and answer.usage_metadata["output_tokens"] == 5
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata["output_tokens"] == 5
     assert "".join(str(chunk.content) for chunk in chat.stream("치킨집 추천해줘")) == GOOD
     assert chat.with_structured_output(Shop, method="json_schema").invoke("치킨집 하나") == Shop(name="행복치킨")
 

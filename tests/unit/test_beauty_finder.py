@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from serving.store.seed import read_items
 from serving.schema import load_app_spec
+from serving.store.seed import read_items
 from training.cases import load_cases
 from training.dataset.example import parse_example
 from training.extract.job import run_job

@@ -78,3 +78,4 @@ class OwnVllm:
 
     async def close(self) -> None:
         self._engine.shutdown()
+        del self._engine  # now: its destructor does not survive the end of the interpreter

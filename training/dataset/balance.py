@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from training.dataset.example import Example
 from training.dataset.join import SHOWN
+from training.dataset.keys import canonical, share_of
 from training.dataset.split import TRAIN
 
 
@@ -30,7 +31,7 @@ class Negatives:
 
     def add(self, query: int, negatives: Sequence[Example], positives: int, unseen: Sequence[bool]) -> None:
         """`negatives` of one query in their order."""
-        by_hardness = sorted(range(len(negatives)), key=lambda n: (_hardness(negatives[n]), n))
+        by_hardness = sorted(range(len(negatives)), key=lambda n: (_hardness(negatives[n]), _lot(negatives[n])))
         turns = {n: turn / max(positives, 1) for turn, n in enumerate(by_hardness)}
         for n, negative in enumerate(negatives):
             self.query.append(query)
@@ -41,6 +42,13 @@ class Negatives:
 
 def _hardness(negative: Example) -> tuple[bool, float]:
     return negative.event == SHOWN, -(negative.score or 0.0)
+
+
+def _lot(negative: Example) -> float:
+    """Of equally hard ones chance decides: by their order, items whose ids come first would be turned down more often
+    than they were."""
+    asked = [negative.query, negative.user, negative.item, negative.record, negative.at_s]
+    return share_of(canonical(asked))
 
 
 def keep(

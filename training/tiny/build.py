@@ -23,7 +23,7 @@ from training.tiny.corpus import Lesson, Lessons, read_lessons
 from training.tiny.measure import Kind, measure, table
 
 STEPS = 700
-"""About 420 s of one core that multiplies in bfloat16 (AMX), so under four minutes of two; nearly twice that without."""
+"""About 420 s of one core that multiplies in bfloat16 (AMX), so under four minutes of two; else nearly twice that."""
 MOST_TOKENS = 1024
 FIGURES_FILE = "palate.json"
 
