@@ -25,7 +25,7 @@ def replicas_on(details: dict[str, Any], node_id: str) -> list[str]:
         for application in details.get("applications", {}).values()
         for deployment in application["deployments"].values()
         for replica in deployment["replicas"]
-        if replica["node_id"] == node_id
+        if replica.get("node_id") == node_id  # one that starts has none yet
     )
 
 

@@ -111,7 +111,7 @@ def test_one_deployer_holds_the_lease_and_the_next_takes_over(tmp_path: Path) ->
 
 def test_replicas_of_a_node_are_found_in_what_serve_says() -> None:
     deployment = {"replicas": [{"replica_id": "r2", "node_id": "n1"}, {"replica_id": "r1", "node_id": "n1"},
-                               {"replica_id": "r3", "node_id": "n2"}]}  # fmt: skip
+                               {"replica_id": "r3", "node_id": "n2"}, {"replica_id": "r4"}]}  # fmt: skip
     details = {"applications": {"palate": {"deployments": {"Router": deployment}}}}
     assert replicas_on(details, "n1") == ["r1", "r2"]
     assert replicas_on({}, "n1") == []
