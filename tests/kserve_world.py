@@ -1,5 +1,6 @@
 """KServe as the controller sees it, played by the test: its webhook's rules, its controller's status, and people who
-edit InferenceServices. By facts read in KServe's source (0.21): `validateCanarySpecs`, `reconcileCanaryDeployments`."""
+edit InferenceServices. By facts read in KServe's source (0.21): `validateCanarySpecs`, `validatePredictor`,
+`reconcileCanaryDeployments`."""
 
 from __future__ import annotations
 
@@ -33,6 +34,8 @@ def admit(service: Object) -> None:
         _deny("canary is only supported in Standard deployment mode")
     if canaries and "model" not in predictor:
         _deny("canary requires a stable predictor with a model")
+    if predictor.get("model", {}).get("name"):
+        _deny("the 'name' field is not allowed in standard predictor")
     names = [entry["predictor"].get("name", "") for entry in canaries]
     for entry, name in zip(canaries, names, strict=True):
         if not name or names.count(name) > 1 or name == predictor.get("name"):
@@ -68,12 +71,7 @@ def service(app: str, **predictor: Any) -> Object:
                 "model": {
                     "modelFormat": {"name": "palate"},
                     "runtime": "palate",
-                    "env": [
-                        {
-                            "name": "PALATE_RELEASE",
-                            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{RELEASE}']"}},
-                        }
-                    ],
+                    "args": ["--app", app],
                 },
                 **predictor,
             }

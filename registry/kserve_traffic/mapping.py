@@ -29,7 +29,7 @@ NOT_ON_A_CANARY = ("maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType
 """KServe refuses these on a canary, whose number of pods is fixed."""
 
 CONTAINER = "kserve-container"
-"""The schema of a canary wants the container's name, which KServe adds to `spec.predictor` by itself."""
+"""The schema of a canary wants the container's name; on `spec.predictor` KServe's webhook refuses it."""
 
 Service = Mapping[str, Any]
 

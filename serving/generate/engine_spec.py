@@ -22,6 +22,9 @@ SETTINGS = (
 """What tells engines apart; the rest of a `LanguageModelSpec` is about asking them."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The LoRA ranks that vLLM can make room for."""
+EMPTY_CPU_SLOTS = 1
+"""On CPU, vLLM 0.32 computes a text without an adapter, in a batch where another has one, with the weights of the last
+slot (its index is -1): one slot stays empty."""
 CPU_KV_CACHE_BYTES = 2**29
 
 
@@ -68,10 +71,8 @@ def engine_arguments(spec: LanguageModelSpec) -> dict[str, Any]:
     }
     if spec.max_adapters:
         rank = next(rank for rank in RANKS if rank >= spec.max_adapter_rank)
-        arguments |= {
-            "enable_lora": True, "max_loras": spec.max_adapters, "max_cpu_loras": spec.max_adapters,
-            "max_lora_rank": rank,
-        }  # fmt: skip
+        slots = spec.max_adapters + (EMPTY_CPU_SLOTS if on_cpu else 0)
+        arguments |= {"enable_lora": True, "max_loras": slots, "max_cpu_loras": slots, "max_lora_rank": rank}
     if spec.num_gpus > 1:
         arguments["tensor_parallel_size"] = int(spec.num_gpus)
     if on_cpu:

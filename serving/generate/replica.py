@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from registry.content import digest_folder
 from serving.errors import BadRequest, DeadlineExceeded, Overloaded, PhaseFailed, ReplicaLost, StoreUnavailable
 from serving.generate.admission import KvRoom
+from serving.generate.engine_spec import EMPTY_CPU_SLOTS
 from serving.logs import configure_logs, get_log
 from serving.ports import LanguageRequest, Piece, Usage
 
@@ -81,7 +82,9 @@ class EngineReplica:
         config = self._engine.vllm_config
         self._model_len: int = config.model_config.max_model_len
         self._room = KvRoom(config.cache_config.num_gpu_blocks, config.cache_config.block_size, time.monotonic)
-        self._adapters = Adapters(config.lora_config.max_loras if config.lora_config else 0)
+        slots = config.lora_config.max_loras if config.lora_config else 0
+        on_cpu = config.device_config.device_type == "cpu"
+        self._adapters = Adapters(max(0, slots - EMPTY_CPU_SLOTS) if on_cpu else slots)
         self._folder = Path(config.model_config.model)
         self._digest = ""
         self._copies = Path(tempfile.mkdtemp(prefix="palate-adapters-"))

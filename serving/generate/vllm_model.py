@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +94,8 @@ class VllmModel:
                 yield piece
         finally:
             if not ended:
-                response.cancel()
+                with suppress(*FAULTS):  # a call that reached no replica has nothing to cancel
+                    response.cancel()
 
     async def _admitted(self, response: Any, deadline: float) -> None:
         """A replica has the request. Raises StoreUnavailable where none takes it."""

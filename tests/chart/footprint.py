@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tests.chart.rendering import Manifest
+from tests.chart.rendering import Manifest, predictor_pod
 
 UNITS = {"Mi": 1 / 1024, "Gi": 1.0}
 
@@ -38,7 +38,8 @@ def rows(manifests: list[Manifest]) -> Iterator[Row]:
             yield from cluster(name, kind, spec.get("jobTemplate", spec)["rayClusterSpec"])
         elif kind == "InferenceService":
             predictor = spec["predictor"]
-            yield row(name, kind, f"{predictor['minReplicas']}-{predictor['maxReplicas']}", predictor)
+            pods = f"{predictor['minReplicas']}-{predictor['maxReplicas']}"
+            yield row(name, kind, pods, predictor_pod(manifest, manifests))
 
 
 def cluster(name: str, kind: str, spec: dict[str, Any]) -> Iterator[Row]:

@@ -87,8 +87,40 @@ class Pod:
 
 
 def pods(manifests: list[Manifest]) -> list[Pod]:
-    """Every pod in them, wherever a spec with containers stands."""
-    return [pod for manifest in manifests for pod in _pods_in(manifest, manifest, (), {})]
+    """Every pod in them, wherever a spec with containers stands; an InferenceService's is its runtime's too."""
+    found = []
+    for manifest in manifests:
+        if manifest["kind"] == "InferenceService":
+            predictor = predictor_pod(manifest, manifests)
+            found.append(Pod(name_of(manifest), "spec.predictor", manifest["spec"]["predictor"]["labels"], predictor))
+        elif manifest["kind"] != "ServingRuntime":
+            found += _pods_in(manifest, manifest, (), {})
+    return found
+
+
+NOT_OF_THE_CONTAINER = ("modelFormat", "protocolVersion", "runtime")
+NOT_OF_THE_POD = (
+    "model", "labels", "minReplicas", "maxReplicas", "supportedModelFormats", "protocolVersions", "containers",
+)  # fmt: skip
+
+
+def predictor_pod(service: Manifest, manifests: list[Manifest]) -> dict[str, Any]:
+    """The spec of the pods that KServe makes for `spec.predictor`: its `model` merged into the runtime's container, the
+    arguments of both in one list, and its other fields into the runtime's spec. No other field may be in both."""
+    predictor = service["spec"]["predictor"]
+    model = predictor["model"]
+    (runtime,) = of_kind(manifests, "ServingRuntime", model["runtime"])
+    assert model["modelFormat"]["name"] in {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    (container,) = runtime["spec"]["containers"]
+    assert container["name"] == "kserve-container", "KServe merges into no other"
+    own = {key: value for key, value in model.items() if key not in NOT_OF_THE_CONTAINER}
+    arguments = [*container.get("args", ()), *own.pop("args", ())]
+    assert not container.keys() & own.keys()
+    spec = {key: value for key, value in runtime["spec"].items() if key not in NOT_OF_THE_POD}
+    said = {key: value for key, value in predictor.items() if key not in NOT_OF_THE_POD}
+    assert not spec.keys() & said.keys()
+    return {**spec, **said, "containers": [{**container, **own, "args": arguments}]}
 
 
 def _pods_in(manifest: Manifest, node: Any, path: tuple[str, ...], labels: Mapping[str, str]) -> Iterator[Pod]:

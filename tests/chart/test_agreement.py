@@ -41,7 +41,7 @@ def ours(profile: str) -> list[tuple[Pod, dict[str, Any]]]:
 def command_lines(profile: str) -> Iterator[list[str]]:
     for _, container in ours(profile):
         if "command" in container:
-            yield container["command"]
+            yield [*container["command"], *container.get("args", ())]
         if hook := container.get("lifecycle", {}).get("preStop"):
             yield hook["exec"]["command"]
     for job in [*of_kind(rendered(profile), "RayJob"), *of_kind(rendered(profile), "RayCronJob")]:

@@ -34,9 +34,11 @@ def test_a_killed_batch_is_gone_on_with_and_two_writers_are_refused(tmp_path: Pa
         command = [str(PALATE), "generate-batch", "--model", "tiny", "--url", server.url, "--input", str(inputs),
                    "--output", str(out), "--concurrency", "2", "--json"]  # fmt: skip
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as first:
-            wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") > 5, what="the first lines")
-            second = subprocess.run(command, capture_output=True, text=True, check=False)
-            os.kill(first.pid, signal.SIGKILL)
+            try:
+                wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") > 5, what="the first lines")
+                second = subprocess.run(command, capture_output=True, text=True, check=False)
+            finally:
+                os.kill(first.pid, signal.SIGKILL)
         gate.set()
         assert second.returncode == 1
         assert "another process is writing" in second.stderr

@@ -142,6 +142,13 @@ tolerations:
 {{/* Spec of a pod that runs one command of ours, up to its volumes: dict root; serviceAccount, token, claim, grace,
      placed, apiKey may be given. */}}
 {{- define "palate.podSpec" -}}
+{{ include "palate.podSettings" . }}
+volumes:
+  {{- include "palate.volumes" (list .root (.claim | default "") (.apiKey | default false)) | nindent 2 }}
+{{- end -}}
+
+{{/* The same without volumes. */}}
+{{- define "palate.podSettings" -}}
 serviceAccountName: {{ include "palate.account" (list .root (.serviceAccount | default "")) }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
@@ -150,6 +157,4 @@ securityContext:
   {{- include "palate.podSecurity" .root | nindent 2 }}
 {{- include "palate.pull" .root }}
 {{- include "palate.placed" (.placed | default .root.Values.scheduling) }}
-volumes:
-  {{- include "palate.volumes" (list .root (.claim | default "") (.apiKey | default false)) | nindent 2 }}
 {{- end -}}
