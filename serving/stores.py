@@ -95,7 +95,7 @@ def build_services(
         feedback_store=stores.feedback,
         traces=traces,
         recent=RecentTraces(),
-        memory=Memory(stores.sessions, lambda: ensure_people_secret(config.home), time.time),
+        memory=Memory(stores.sessions, lambda: ensure_people_secret(config.home, config.secrets), time.time),
         trace_secret=ensure_trace_secret(config.home, config.secrets),
         steering=Steering(
             stores.journal,

@@ -25,7 +25,7 @@ from tests.platform import Platform, running
 from training.models import model_folder
 from training.runs import Runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 
 APP = "wine-orders"
 SMALL: dict[str, Any] = {
