@@ -157,7 +157,8 @@ def test_mlflow_is_down_for_the_whole_rollout(drilled: Drilled):
 
 
 def test_controller_is_killed_again_and_again(drilled: Drilled):
-    version = drilled.candidate(QUICK, "the controller dies")
+    # Longer than a look at it every eight seconds can miss
+    version = drilled.candidate({**QUICK, "rollout.bake_s": 60}, "the controller dies")
     drilled.rollouts.start(version)
     deadline = time.monotonic() + 300
     while drilled.rollouts.current().get("phase") != "baking":
