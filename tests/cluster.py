@@ -23,6 +23,7 @@ import yaml
 from registry.mlflow_server import MlflowServer, start_mlflow
 from registry.net import free_port
 from serving.cluster.secrets import secret_manifest
+from serving.local.cluster import haproxy_environment
 from tests.postgres import PostgresServer
 from tests.waiting import wait_for
 
@@ -162,7 +163,6 @@ def cluster_of(postgres: PostgresServer, apps: str, **variables: str) -> Iterato
     (folder / "home").mkdir()
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("PALATE_", "RAY_", "PROMETHEUS_"))}
     with start_mlflow(folder / "mlflow", free_port(), folder / "mlflow.log", timeout_s=180) as mlflow:
-        haproxy = folder / "ha"
         environment = {
             **outside,
             "PYTHONPATH": str(ROOT),
@@ -174,18 +174,7 @@ def cluster_of(postgres: PostgresServer, apps: str, **variables: str) -> Iterato
             "PALATE_READY_WITHIN_S": "120",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": "made-up-token-made-up-token-made-up",
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            **haproxy_environment(folder / "ha"),
             "RAY_worker_niceness": "0",
             "TOKENIZERS_PARALLELISM": "false",
             "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),

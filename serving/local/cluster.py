@@ -12,24 +12,11 @@ from serving.local.home import Home, SetupError
 def ray_environment(home: Home, log_file: Path) -> dict[str, str]:
     """The environment Ray, Serve and our replicas start with. Must be set before ray is imported.
 
-    HAProxy mode and the throughput settings are what make the endpoint fast (7 to 8 times the default proxy); the
-    paths and ports are per home, so that two homes can run on one machine.
+    Paths and ports are per home, so that two homes can run on one machine.
     """
-    haproxy = home.sockets / "ha"
     metrics = home.run / "metrics"
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        **haproxy_environment(home.sockets / "ha"),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # Ray runs its workers at niceness 15: on a machine that does anything else, replicas would come last.
@@ -42,6 +29,25 @@ def ray_environment(home: Home, log_file: Path) -> dict[str, str]:
         "PALATE_LOG": str(log_file),
         "TOKENIZERS_PARALLELISM": "false",
         "ORT_LOGGING_LEVEL": "3",
+    }
+
+
+def haproxy_environment(folder: Path) -> dict[str, str]:
+    """HAProxy mode and the throughput settings, which make the endpoint fast (7 to 8 times the default proxy). Its
+    files lie in `folder` and its ports are free ones, so that two clusters can run on one machine."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
     }
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.example_modules import example_modules
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "packages"
 NO_INDEX = 3
 
@@ -138,13 +140,10 @@ def test_the_real_index_gives_a_test_split(machine: Path, kind: str) -> None:
 
 @pytest.mark.skipif(shutil.which("dpkg") is None, reason="needs dpkg")
 def test_versions_compare_as_dpkg_does(machine: Path) -> None:
-    sys.path.insert(0, str(EXAMPLE))
-    try:
-        import catalogue  # type: ignore[import-not-found]
-    finally:
-        sys.path.remove(str(EXAMPLE))
-    packages = catalogue.newest_packages(machine / "lists")
-    versions = [packages[name].version for name in random.Random(0).sample(sorted(packages), 200)]
-    for low, high in zip(versions[::2], versions[1::2], strict=True):
-        less = subprocess.run(["dpkg", "--compare-versions", low, "lt", high], check=False).returncode == 0
-        assert (catalogue.version_key(low) < catalogue.version_key(high)) == less, (low, high)
+    with example_modules(EXAMPLE.name, "catalogue") as found:
+        catalogue = found.catalogue
+        packages = catalogue.newest_packages(machine / "lists")
+        versions = [packages[name].version for name in random.Random(0).sample(sorted(packages), 200)]
+        for low, high in zip(versions[::2], versions[1::2], strict=True):
+            less = subprocess.run(["dpkg", "--compare-versions", low, "lt", high], check=False).returncode == 0
+            assert (catalogue.version_key(low) < catalogue.version_key(high)) == less, (low, high)

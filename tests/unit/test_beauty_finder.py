@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 
 from serving.schema import load_app_spec
 from serving.store.seed import read_items
+from tests.example_modules import example_modules
 from training.cases import load_cases
 from training.dataset.example import parse_example
 from training.extract.job import run_job
@@ -29,14 +29,8 @@ ITEMS, REVIEWS = 60, 600
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[SimpleNamespace]:
-    """The example's modules, as its scripts import them."""
-    sys.path.insert(0, str(EXAMPLE))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    finally:
-        sys.path.remove(str(EXAMPLE))
-        for name in MODULES:
-            sys.modules.pop(name, None)
+    with example_modules(EXAMPLE.name, *MODULES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -6,31 +6,15 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from serving.schema import load_app_spec
+from tests.example_modules import example_modules
 from training.contrastive.options import ContrastiveOptions
 from training.dataset.example import parse_example
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@contextmanager
-def module_of(app: str, name: str) -> Iterator[ModuleType]:
-    """A script of an example as a module, with its siblings beside it, as when it runs."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(EXAMPLES / app))
-    try:
-        yield import_module(name)
-    finally:
-        sys.path.remove(str(EXAMPLES / app))
-        for added in set(sys.modules) - before:
-            del sys.modules[added]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -73,7 +57,8 @@ def in_test(name: str) -> bool:
 
 
 def test_package_pairs_hold_no_test_package_and_no_text_of_one() -> None:
-    with module_of("packages", "pairs") as pairs:
+    with example_modules("packages", "pairs") as found:
+        pairs = found.pairs
         examples = list(pairs.examples(made_up_packages(), 10))
         assert examples == list(pairs.examples(made_up_packages(), 10))
     test = {item["fields"].get("short_ko") for item in made_up_packages() if in_test(item["id"])}

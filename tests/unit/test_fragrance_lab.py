@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +20,7 @@ from serving.generate.figures import FiguresOptions, figure_faults, fitted, mend
 from serving.generate.generator import check_prompt
 from serving.generate.prompt import Facts, Prompt
 from serving.schema import Item, load_app_spec
+from tests.example_modules import example_modules
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fragrance-lab"
 MODULES = ("perfumery", "quality", "lab")
@@ -29,14 +28,8 @@ MODULES = ("perfumery", "quality", "lab")
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[SimpleNamespace]:
-    """The example's modules, imported as its own command does."""
-    sys.path.insert(0, str(EXAMPLE))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    finally:
-        sys.path.remove(str(EXAMPLE))
-        for name in MODULES:
-            sys.modules.pop(name, None)
+    with example_modules(EXAMPLE.name, *MODULES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

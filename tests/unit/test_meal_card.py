@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +16,7 @@ from serving.generate.prompt import Facts, Prompt
 from serving.schema import AppSpec, Item, Query, find_app, load_app_spec
 from serving.understand.rules_engine import RulesEngine
 from serving.understand.turns import turn_of
+from tests.example_modules import example_modules
 from training.dataset.example import parse_example
 from training.parts import Parts
 from training.trainers import checked_options, find_trainer
@@ -32,9 +31,8 @@ def spec() -> AppSpec:
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[tuple[ModuleType, ModuleType]]:
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("made_up"), importlib.import_module("meal_card")
-    sys.path.remove(str(FOLDER))
+    with example_modules(FOLDER.name, "made_up", "meal_card") as found:
+        yield found.made_up, found.meal_card
 
 
 @pytest.fixture(scope="module")

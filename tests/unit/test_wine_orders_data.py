@@ -19,6 +19,7 @@ from rapidfuzz.distance import DamerauLevenshtein
 
 from serving.components.catalogue import validate_attributes
 from serving.schema import Item, load_app_spec
+from tests.example_modules import example_modules
 from training.cases import load_cases
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "wine-orders"
@@ -41,16 +42,8 @@ def cases() -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def noise() -> Iterator[ModuleType]:
-    """noise.py as a module; hangul.py is imported from beside it, as when it runs as a script."""
-    sys.path.insert(0, str(EXAMPLE))
-    try:
-        import noise as module  # type: ignore[import-not-found]
-
-        yield module
-    finally:
-        sys.path.remove(str(EXAMPLE))
-        for name in ("noise", "hangul"):
-            sys.modules.pop(name, None)
+    with example_modules(EXAMPLE.name, "noise") as found:
+        yield found.noise
 
 
 class TestCatalogue:

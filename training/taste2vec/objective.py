@@ -49,7 +49,9 @@ def resemble(items: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """How far the neighbourhoods of unit rows (n, d) are from those that were measured: `targets` (n, n), rows that sum
     to 1, or to 0 where nothing was measured, with a diagonal of zeros. Neighbourhoods as probabilities: stochastic
     neighbour embedding (Hinton & Roweis 2002)."""
-    logits = (items @ items.T / temperature).masked_fill(torch.eye(len(items), dtype=torch.bool), -1e9)
+    logits = (items @ items.T / temperature).masked_fill(
+        torch.eye(len(items), dtype=torch.bool, device=items.device), -1e9
+    )
     told = targets.sum(dim=1)
     return -(targets * F.log_softmax(logits, dim=1)).sum() / told.sum().clamp(min=1e-9)
 
