@@ -171,15 +171,18 @@ class MemorySessionStore:
         self._turns: dict[tuple[str, str], list[tuple[str, Turn]]] = {}
         self._lock = threading.Lock()
 
-    def turns(self, app: str, session: str, limit: int, after_s: float) -> list[Turn]:
-        kept = [turn for _, turn in self._turns.get((app, session), ()) if turn.at_s > after_s]
+    def turns(self, app: str, session: str, user: str, limit: int, after_s: float) -> list[Turn]:
+        said = self._turns.get((app, session), ())
+        kept = [turn for person, turn in said if person == user and turn.at_s > after_s]
         return kept[-limit:] if limit > 0 else []
 
     def append(self, app: str, session: str, user: str, turn: Turn) -> None:
         check_id(session, "session")
         with self._lock:
-            said = self._turns.get((app, session), [])
-            self._turns[app, session] = [*said, (user, decode_turn(encode_turn(turn)))][-MOST_TURNS:]
+            said = [*self._turns.get((app, session), []), (user, decode_turn(encode_turn(turn)))]
+            theirs = [n for n, (person, _) in enumerate(said) if person == user]
+            too_old = set(theirs[:-MOST_TURNS])
+            self._turns[app, session] = [one for n, one in enumerate(said) if n not in too_old]
 
     def purge(self, app: str, before_s: float) -> int:
         return self._drop(lambda key, said: key[0] == app and max(turn.at_s for _, turn in said) < before_s)

@@ -170,10 +170,11 @@ class LanguageModel(Protocol):
 
 class SessionStore(Protocol):
     """What sessions remember, in SQL. `user` are pseudonyms, "" for nobody; a turn that is too long is cut, and of a
-    session that is too long the oldest turns go (`serving.store.codec`)."""
+    session that is too long the user's oldest turns go (`serving.store.codec`)."""
 
-    def turns(self, app: str, session: str, limit: int, after_s: float) -> list[Turn]:
-        """The newest `limit` turns made after `after_s`, Unix seconds, oldest first."""
+    def turns(self, app: str, session: str, user: str, limit: int, after_s: float) -> list[Turn]:
+        """The newest `limit` turns that `user` made after `after_s`, Unix seconds, oldest first. Another person's turns
+        under the same id are not among them: who guesses an id learns nothing."""
 
     def append(self, app: str, session: str, user: str, turn: Turn) -> None: ...
 

@@ -69,9 +69,10 @@ class Progress:
             if total and now - last >= LINE_EVERY_S:
                 last = now
                 rate = done / max(now - started, 1e-6)
-                left_s = (total - done) / max(rate, 1e-6)
-                decimals = 1 if rate < 10 else 0
-                self._say(f"{name}: {done:,} of {total:,}, {rate:,.{decimals}f}/s, about {left_s:.0f} s left")
+                left = (
+                    f", {rate:,.{1 if rate < 10 else 0}f}/s, about {(total - done) / rate:.0f} s left" if done else ""
+                )
+                self._say(f"{name}: {done:,} of {total:,}{left}")
 
         yield report
 

@@ -49,7 +49,7 @@ class Memory:
         after_s = self._clock() - memory.expire_s
         try:
             async with asyncio.timeout(PATIENCE_S):
-                turns = await asyncio.to_thread(self._store.turns, spec.name, query.session, memory.turns, after_s)
+                turns = await asyncio.to_thread(self._turns, spec.name, query, memory.turns, after_s)
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("memory.away", app=spec.name, detail=str(error))
             return query, False
@@ -69,5 +69,11 @@ class Memory:
             return False
         return True
 
+    def _turns(self, app: str, query: Query, limit: int, after_s: float) -> list[Turn]:
+        return self._store.turns(app, query.session or "", self._person(query), limit, after_s)
+
     def _append(self, app: str, query: Query, turn: Turn) -> None:
-        self._store.append(app, query.session or "", pseudonym(self._secret, query.user or ""), turn)
+        self._store.append(app, query.session or "", self._person(query), turn)
+
+    def _person(self, query: Query) -> str:
+        return pseudonym(self._secret, query.user or "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 
 from serving.schema import Turn
 from serving.store.base import KEYS_PER_QUERY, SqlStore, chunks
@@ -19,15 +19,20 @@ SESSIONS_AT_ONCE = 500
 """Sessions removed in one transaction, so that nobody waits long for the lock."""
 
 
+def _said(app: str, session: str, user: str) -> tuple[ColumnElement[bool], ...]:
+    turns = session_turns.c
+    return turns.app == app, turns.session == session, turns.person == user
+
+
 class SqlSessionStore(SqlStore):
     """Satisfies `serving.ports.SessionStore`. Raises StoreUnavailable when the database cannot be used."""
 
-    def turns(self, app: str, session: str, limit: int, after_s: float) -> list[Turn]:
+    def turns(self, app: str, session: str, user: str, limit: int, after_s: float) -> list[Turn]:
         if limit < 1:
             return []
         query = (
             select(session_turns.c.body)
-            .where(session_turns.c.app == app, session_turns.c.session == session, session_turns.c.at_s > after_s)
+            .where(*_said(app, session, user), session_turns.c.at_s > after_s)
             .order_by(session_turns.c.id.desc())
             .limit(limit)
         )
@@ -40,7 +45,7 @@ class SqlSessionStore(SqlStore):
         row = {"app": app, "session": session, "person": user, "at_s": turn.at_s, "body": encode_turn(turn)}
         oldest_kept = (
             select(session_turns.c.id)
-            .where(session_turns.c.app == app, session_turns.c.session == session)
+            .where(*_said(app, session, user))
             .order_by(session_turns.c.id.desc())
             .offset(MOST_TURNS - 1)
             .limit(1)
@@ -48,10 +53,9 @@ class SqlSessionStore(SqlStore):
         )
         with self._writing() as connection:
             connection.execute(session_turns.insert().values(row))
-            too_old = delete(session_turns).where(
-                session_turns.c.app == app, session_turns.c.session == session, session_turns.c.id < oldest_kept
+            connection.execute(
+                delete(session_turns).where(*_said(app, session, user), session_turns.c.id < oldest_kept)
             )
-            connection.execute(too_old)
 
     def purge(self, app: str, before_s: float) -> int:
         """As the port, in small transactions: killed half way, or done twice at once, it does no harm."""

@@ -33,15 +33,17 @@ def turn(number: int) -> Turn:
     return Turn(f"q{number}", f"가나 {number}", (f"s{number}",), {"entities": {"food": ["치킨"]}}, float(number))
 
 
-def said(store: SessionStore, session: str = "s", app: str = "a", limit: int = 100, after_s: float = -1.0) -> list[str]:
-    return [one.query for one in store.turns(app, session, limit, after_s)]
+def said(
+    store: SessionStore, session: str = "s", app: str = "a", limit: int = 100, after_s: float = -1.0, user: str = ""
+) -> list[str]:
+    return [one.query for one in store.turns(app, session, user, limit, after_s)]
 
 
 def test_keeps_turns_as_they_were_in_their_order(store: SessionStore) -> None:
     assert said(store) == []
     for number in range(3):
         store.append("a", "s", "ann", turn(number))
-    assert store.turns("a", "s", 10, -1.0) == [turn(0), turn(1), turn(2)]
+    assert store.turns("a", "s", "ann", 10, -1.0) == [turn(0), turn(1), turn(2)]
     assert store.apps() == ["a"]
 
 
@@ -60,10 +62,19 @@ def test_sessions_and_apps_are_apart(store: SessionStore) -> None:
     assert (said(store), said(store, "t"), said(store, app="b")) == (["q1"], ["q2"], ["q3"])
 
 
+def test_people_who_name_the_same_session_are_apart(store: SessionStore) -> None:
+    store.append("a", "s", "ann", turn(0))
+    for number in range(1, MOST_TURNS + 2):
+        store.append("a", "s", "bob", turn(number))
+    assert (said(store, user="ann"), said(store)) == (["q0"], [])
+    assert said(store, user="bob", limit=2) == [f"q{MOST_TURNS}", f"q{MOST_TURNS + 1}"]
+    assert len(said(store, user="bob", limit=2 * MOST_TURNS)) == MOST_TURNS
+
+
 def test_what_is_too_long_is_cut(store: SessionStore) -> None:
     many = tuple(f"s{n}" for n in range(MOST_TURN_ITEMS + 10))
     store.append("a", "s", "", Turn("가" * 9000, "나" * 9000, many, {"rest": "x" * 9000}, 1.0))
-    [kept] = store.turns("a", "s", 1, 0.0)
+    [kept] = store.turns("a", "s", "", 1, 0.0)
     assert (len(kept.query), len(kept.text), len(kept.items)) == (MOST_TURN_CHARS, MOST_TURN_CHARS, MOST_TURN_ITEMS)
     assert kept.understood == {}
 
@@ -96,7 +107,8 @@ def test_forgets_the_sessions_of_a_person(store: SessionStore) -> None:
     store.append("b", "s3", "ann", turn(4))
     assert store.forget("a", lambda name: name == "ann") == 3
     assert store.forget("a", lambda name: name == "ann") == 0
-    assert (said(store, "s1"), said(store, "s2"), said(store, "s3", "b")) == ([], ["q2"], ["q4"])
+    assert said(store, "s1") == said(store, "s1", user="ann") == []
+    assert (said(store, "s2", user="bob"), said(store, "s3", "b", user="ann")) == (["q2"], ["q4"])
 
 
 @pytest.mark.parametrize("session", ["", "x" * 257, "a\nb"])

@@ -94,7 +94,9 @@ CASES: dict[str, StoreCase] = {
     "sessions": StoreCase(
         lambda db, w, n: SqlSessionStore(db).append("a", f"s{w}", "u", turn(n)),
         lambda db: [
-            f"{w}-{found.query[1:]}" for w in range(WRITERS) for found in SqlSessionStore(db).turns("a", f"s{w}", 99, 0)
+            f"{w}-{found.query[1:]}"
+            for w in range(WRITERS)
+            for found in SqlSessionStore(db).turns("a", f"s{w}", "u", 99, 0)
         ],
         once=False,
     ),

@@ -62,6 +62,9 @@ class HomeOf:
         path.write_bytes(b"".join(encode_event(one).encode() + b"\n" for one in events))
         return path
 
+    def turns(self, user: str) -> list[Turn]:
+        return self.sessions.turns("shop", f"of-{user}", pseudonym(self.secret, user), 9, 0.0)
+
     def users(self, app: str) -> set[str | None]:
         return {one.user for _, one in self.store.events(app, 0, 100)}
 
@@ -89,8 +92,8 @@ def test_a_person_is_removed_from_everything(
     assert palate(home, monkeypatch, "forget", "ann", "--yes", "--json") == 0
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (said["traces"], said["events"], said["words"], said["spooled"], said["turns"]) == (2, 2, 2, 1, 2)
-    assert home.sessions.turns("shop", "of-ann", 9, 0.0) == []
-    assert len(home.sessions.turns("shop", "of-bob", 9, 0.0)) == 1
+    assert home.turns("ann") == []
+    assert len(home.turns("bob")) == 1
     assert (said["apps"], said["datasets"], said["releases"]) == (["cafe", "shop"], {}, [])
     assert said["pseudonym"] == pseudonym(home.secret, "ann")
     assert home.users("shop") == home.users("cafe") == {"bob"}
