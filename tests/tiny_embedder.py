@@ -1,12 +1,14 @@
-"""A sentence-transformers model of a few thousand weights, and a catalogue in two made-up languages for it to learn.
+"""A sentence-transformers model of a few thousand weights, and a catalogue in two languages for it to learn.
 
-Item "red wine" is asked for as "derr niwe": each word backwards, its first letter doubled. A model that learnt the
-words finds combinations it never saw. What the tests of contrastive training train.
+Item "red wine" is asked for as "derr niwe", a made-up language: each word backwards, its first letter doubled. A model
+that learnt the words finds combinations it never saw. In Korean it is "빨간 포도주를 찾아", of which the model knows no
+letter. What the tests of contrastive training train.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,19 @@ from training.ports import Task
 
 COLOURS = ("red", "white", "green", "amber", "black", "golden", "pale", "dark")
 THINGS = ("wine", "beer", "lamp", "chair", "coat", "bread", "stone", "paper")
+KOREAN_COLOURS = ("빨간", "하얀", "초록", "호박색", "검은", "금빛", "연한", "짙은")
+KOREAN_THINGS = ("포도주", "맥주", "등불", "걸상", "외투", "식빵", "돌멩이", "종이")
 UNSEEN = 5
 """Every so many combinations are kept out of training."""
 
 
 def foreign(text: str) -> str:
     return " ".join(word[-1] + word[::-1] for word in text.split())
+
+
+def korean(text: str) -> str:
+    colour, thing = text.split()
+    return f"{KOREAN_COLOURS[COLOURS.index(colour)]} {KOREAN_THINGS[THINGS.index(thing)]}를 찾아"
 
 
 def names() -> list[str]:
@@ -55,8 +64,9 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def make_task(model: Path, folder: Path, seed: int = 0, **options: Any) -> Task:
-    """A task on the catalogue, everything in `folder`. `options` are the trainer's, over quick ones."""
+def make_task(model: Path, folder: Path, seed: int = 0, ask: Callable[[str], str] = foreign, **options: Any) -> Task:
+    """A task on the catalogue, everything in `folder`; `ask` makes an item's query of its name. `options` are the
+    trainer's, over quick ones."""
     folder.mkdir(parents=True)
     ids = [f"i{n:02}" for n in range(len(names()))]
     items = [{"id": item, "fields": {"name": name}} for item, name in zip(ids, names(), strict=True)]
@@ -65,7 +75,7 @@ def make_task(model: Path, folder: Path, seed: int = 0, **options: Any) -> Task:
     for n, (item, name) in enumerate(zip(ids, names(), strict=True)):
         part = parts["train" if n % UNSEEN else "validation"]
         wrong = ids[(n + 8) % len(ids)]
-        part += [Example(foreign(name), item, 1, 1.0 + n % 2), Example(foreign(name), wrong, 0)]
+        part += [Example(ask(name), item, 1, 1.0 + n % 2), Example(ask(name), wrong, 0)]
     for part_name, examples in parts.items():
         write_examples(folder / f"{part_name}.jsonl", examples)
     quick = {"epochs": 10, "batch_size": 16, "learning_rate": 5e-3, "evaluate_every": 10, "warmup_ratio": 0.1}

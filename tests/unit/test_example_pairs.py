@@ -45,8 +45,9 @@ def made_up_packages() -> list[dict[str, Any]]:
     for n in range(60):
         name = f"p{n}"
         long = f"Turns knob number{n} of the radio a little further to the left."
+        told = f"손잡이 {n // 2}\n\n* 라디오 손잡이 {n}번을 왼쪽으로 돌립니다. 왼쪽으로 조금 더.\n- mp3, ogg: 예"
         fields = {"name": name, "short": f"knob {n}", "long": long} | (
-            {"short_ko": f"손잡이 {n // 2}"} if n < 50 else {}
+            {"short_ko": f"손잡이 {n // 2}", "long_ko": told} if n < 50 else {}
         )
         items.append({"id": name, "fields": fields})
     return items
@@ -66,7 +67,12 @@ def test_package_pairs_hold_no_test_package_and_no_text_of_one() -> None:
     korean = [example for example in examples if example["slice"] == "korean"]
     english = [example for example in examples if example["slice"] == "english"]
     assert not any(in_test(example["item"]) for example in examples)
-    assert test.isdisjoint(example["query"] for example in korean)
+    assert test.isdisjoint(example["query"] for example in examples)
+    for item in {example["item"] for example in korean}:
+        told = [example["query"] for example in examples if (example["item"], example["slice"]) == (item, "sentence")]
+        assert told == [f"라디오 손잡이 {item[1:]}번을 왼쪽으로 돌립니다.", "왼쪽으로 조금 더."], (
+            "no title, no list of names"
+        )
     assert len(korean) == sum(
         not in_test(item["id"]) and item["fields"].get("short_ko") not in {None, *test} for item in made_up_packages()
     )

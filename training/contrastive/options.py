@@ -19,6 +19,16 @@ class LoraOptions(Spec):
     targets: tuple[str, ...] = Field((), description="Names of linear layers; default: all of the encoder's.")
 
 
+class VocabularyOptions(Spec):
+    """Give the model words of a script that it can only spell, learnt from the pairs before the training begins
+    (`training.contrastive.vocabulary`)."""
+
+    script: str = Field("Hangul", pattern=r"^[A-Za-z]+$", description="As Unicode's names of its letters begin.")
+    size: int = Field(6000, ge=1, le=100_000, description="Pieces of words at most.")
+    least: int = Field(3, ge=1, description="Times that a piece stands in the queries.")
+    meanings: int = Field(8, ge=1, le=100, description="Of an item's words, that a new one begins as the mean of.")
+
+
 class ContrastiveOptions(Spec):
     """mnrl: MultipleNegativesRankingLoss, the other items of a batch are the wrong ones (Henderson et al. 2017, arXiv
     1705.00652). cached_mnrl: the same for batches larger than memory (Gao et al. 2021, arXiv 2101.06983). distill: the
@@ -43,6 +53,7 @@ class ContrastiveOptions(Spec):
     keep_weight: float = Field(1.0, ge=0, le=100, description="distill: how much items shall stay where they are.")
     max_tokens: int | None = Field(None, ge=8, le=8192, description="In training; default: as the source reads.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Default: the model's own.")
+    vocabulary: VocabularyOptions | None = None
     lora: LoraOptions | None = None
     freeze_embeddings: bool = Field(False, description="Leave the token embeddings as they are.")
     train_layers: int | None = Field(None, ge=1, description="Train only this many layers at the top.")

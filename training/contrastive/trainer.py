@@ -5,6 +5,7 @@ torch and sentence-transformers are imported by the methods that compute: app.ya
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from pydantic import BaseModel
 
 from serving.components.embedder import TORCH_FOLDER
 from serving.schema import AppSpec, SourceSpec
-from training.contrastive.options import ContrastiveOptions
-from training.contrastive.pairs import PairSet, read_items, read_pairs
+from training.contrastive.options import ContrastiveOptions, VocabularyOptions
+from training.contrastive.pairs import Pair, PairSet, read_items, read_pairs
 from training.errors import TrainingRefused
 from training.models import MINILM, model_folder
 from training.ports import Loop, Task, Trained
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 PREFIX = "embedder."
 TEACHER_FILE = "teacher.npy"
 MODEL_FOLDER = "model"
+EXTENDED_FOLDER = "extended"
 
 
 class ContrastiveTrainer:
@@ -60,6 +62,8 @@ class ContrastiveTrainer:
             )
         folder = _start(task)
         task.work.mkdir(parents=True, exist_ok=True)
+        if options.vocabulary:
+            self._extend(task, folder, train.pairs, options.vocabulary)
         if options.method == "distill":
             encoder = self._encoder(task, folder, "cpu")
             vectors = encoder.encode(_taught(task), encoder.document_prompt)
@@ -78,7 +82,7 @@ class ContrastiveTrainer:
         texts = list(_texts(task).values())
         validation = Validation(_pairs(task, "validation").pairs, texts, options, task.seed)
         material = Material(_pairs(task, "train").pairs, validation, _teacher(task, options), task.seed)
-        Worker(self._encoder(task, _start(task), loop.device), material, options, loop).train()
+        Worker(self._encoder(task, _first(task), loop.device), material, options, loop).train()
 
     def finish(self, task: Task, saved: Path) -> Trained:
         import torch
@@ -86,11 +90,22 @@ class ContrastiveTrainer:
         from training.contrastive.loop import chosen, load_state
 
         torch.manual_seed(task.seed)
-        encoder = self._encoder(task, _start(task), "cpu")
+        encoder = self._encoder(task, _first(task), "cpu")
         weights, metrics = chosen(load_state(saved))
         encoder.restore(weights)
         encoder.save(task.work / MODEL_FOLDER)
         return Trained(models={_embedder(task): task.work / MODEL_FOLDER}, metrics=metrics)
+
+    def _extend(self, task: Task, folder: Path, pairs: list[Pair], options: VocabularyOptions) -> None:
+        """Makes the model that the training begins with; one that is there was made by a run that was killed."""
+        from training.contrastive.vocabulary import extend
+
+        if (made := task.work / EXTENDED_FOLDER).is_dir():
+            return
+        partial = task.work / f"{EXTENDED_FOLDER}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        extend(folder, pairs, options, task.seed, partial)
+        partial.replace(made)
 
     def _encoder(self, task: Task, folder: Path, device: str) -> Encoder:
         from training.contrastive.encoder import Encoder
@@ -137,6 +152,11 @@ def _start(task: Task) -> Path:
         return folder
     name = _embedder(task)
     return model_folder(name if name == MINILM else task.app_folder / name)
+
+
+def _first(task: Task) -> Path:
+    """The folder that the first step begins with: `_start`, with the new words where there are such."""
+    return task.work / EXTENDED_FOLDER if _options(task).vocabulary else _start(task)
 
 
 def _texts(task: Task) -> dict[str, str]:
