@@ -112,12 +112,14 @@ def test_the_exporter_answers_for_the_pod(cluster: Cluster) -> None:
 
 def test_a_killed_deployer_comes_back_and_does_its_work(cluster: Cluster) -> None:
     """The release is placed split, so its units are the deployer's work: they are deleted while there is none."""
-    killed = replica(cluster, "palate-deployer", "Deployer")
+    killed, units = replica(cluster, "palate-deployer", "Deployer"), replica_ids(cluster, UNITS)
     os.kill(killed["pid"], signal.SIGKILL)
-    delete = f"import ray; from ray import serve; ray.init(namespace='serve'); serve.delete({UNITS!r})"
+    # Without waiting for the end of them: a deployer that is quick has them back before they are seen gone.
+    delete = f"import ray; from ray import serve; ray.init(namespace='serve'); serve.delete({UNITS!r}, _blocking=False)"
     done = cluster.run(sys.executable, "-c", delete, RAY_ADDRESS=f"127.0.0.1:{cluster.gcs_port}")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: back(cluster, killed["replica_id"]), 120, "another deployer runs")
+    wait_for(lambda: units.isdisjoint(replica_ids(cluster, UNITS)), 120, "the units that were deleted are gone")
     cluster.wait_running(UNITS)
     with cluster.client() as client:
         wait_for(lambda: client.post("/v1/apps/wines/query", json=QUERY).is_success, 60, "queries are answered")
@@ -143,6 +145,11 @@ def ready(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/readyz").is_success
     except httpx.TransportError:
         return False
+
+
+def replica_ids(cluster: Cluster, application: str) -> set[str]:
+    deployments = cluster.serve("GET")["applications"].get(application, {}).get("deployments", {})
+    return {one["replica_id"] for deployment in deployments.values() for one in deployment["replicas"]}
 
 
 def back(cluster: Cluster, before: str) -> bool:

@@ -29,14 +29,16 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 
 from training.contrastive.alignment import meanings
+from training.contrastive.encoder import CHARACTERS_PER_TOKEN
 from training.contrastive.options import VocabularyOptions
 from training.contrastive.pairs import Pair
 from training.export import quiet
 
 MOST_PAIRS = 40_000
-"""That words are learnt from: some 40 bytes for each word of a query times each word of its item, 2 GB at most."""
-MOST_PIECES = 48
-"""Of an item's text, from its beginning: what it is called stands there."""
+"""That words are learnt from: some 40 bytes for each word of a query times each word of its item, 2 GB in all."""
+QUERY_TOKENS = 32
+ITEM_TOKENS = 48
+"""From the beginning of an item's text: what it is called stands there."""
 
 
 def extend(folder: Path, pairs: Sequence[Pair], options: VocabularyOptions, seed: int, to: Path) -> int:
@@ -82,10 +84,13 @@ def _is_of(letter: str, script: str) -> bool:
 def _begin(model: Any, pairs: Sequence[Pair], old: int, new: int, most: int) -> None:
     """Gives the new words, whose ids begin at `old`, their vectors."""
     transformer, read = model[0].auto_model, model.tokenizer
-    queries = read([pair.query for pair in pairs], add_special_tokens=False)["input_ids"]
-    items = read([pair.text[: MOST_PIECES * 24] for pair in pairs], add_special_tokens=False)["input_ids"]
+    queries, items = (
+        read([text[: tokens * CHARACTERS_PER_TOKEN] for text in texts], truncation=True, max_length=tokens)["input_ids"]
+        for texts, tokens in (([p.query for p in pairs], QUERY_TOKENS), ([p.text for p in pairs], ITEM_TOKENS))
+    )
+    special = set(read.all_special_ids)
     met = [
-        ([token - old for token in query if token >= old], [token for token in item[:MOST_PIECES] if token < old])
+        ([token - old for token in query if token >= old], [t for t in item if t < old and t not in special])
         for query, item in zip(queries, items, strict=True)
     ]
     found = meanings(met, [pair.weight for pair in pairs], new, old, most)

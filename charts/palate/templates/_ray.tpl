@@ -187,7 +187,7 @@ applications:
         max_ongoing_requests: {{ int64 .Values.config.max_queue }}
         health_check_period_s: 10
         health_check_timeout_s: 30
-        graceful_shutdown_timeout_s: 20
+        graceful_shutdown_timeout_s: {{ sub (int64 .Values.serving.drainS) 5 }}
   - name: palate-deployer
     route_prefix: null
     import_path: serving.cluster.applications:deployer
