@@ -1,6 +1,7 @@
 """Inline and split give the same answers; replicas follow load; GPU requests are honoured; items reach every replica.
 
-One platform serves the same catalogue twice: inline, and split over units with a declared GPU and autoscaling.
+One platform serves the same catalogue twice: inline, and split over units with a declared GPU and autoscaling, down to
+none while nobody asks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.platform import EXAMPLES, Platform, running, wine_app
 from tests.waiting import wait_for
 
 SPLIT = """
+deadline_s: 60
 placement:
   default: split
   units:
@@ -26,7 +28,7 @@ placement:
     embed:
       num_cpus: 0.2
       num_gpus: 0.5
-      autoscaling: {min_replicas: 1, max_replicas: 2, target_ongoing_requests: 1, upscale_delay_s: 1,
+      autoscaling: {min_replicas: 0, max_replicas: 2, target_ongoing_requests: 1, upscale_delay_s: 1,
                     downscale_delay_s: 2, look_back_period_s: 11}
     retrieve: {replicas: 2, num_cpus: 0.2}
 """
@@ -85,6 +87,10 @@ def test_units_run_with_the_replicas_and_the_gpu_of_the_spec(platform: Platform)
     assert status["resources_used"]["GPU"][1] == 1
 
 
+def embedders(platform: Platform) -> int:
+    return sum(platform.status().get("deployments", {}).get(UNITS, {}).get("embed", {}).values())
+
+
 def test_replicas_rise_under_load_and_fall_after_it(platform: Platform) -> None:
     texts = cases()
     stop = threading.Event()
@@ -99,15 +105,11 @@ def test_replicas_rise_under_load_and_fall_after_it(platform: Platform) -> None:
                 answer = client.post("/v1/apps/wines-split/query", json={"query": f"{texts[number % 90]} {number}"})
                 statuses[answer.status_code] += 1
 
-    def embedders() -> int:
-        units = platform.status().get("deployments", {}).get(UNITS, {})
-        return sum(units.get("embed", {}).values())
-
     workers = [threading.Thread(target=ask, args=(n * 1000,)) for n in range(24)]
     for worker in workers:
         worker.start()
     try:
-        wait_for(lambda: embedders() == 2, 150, "a second embedder under load")
+        wait_for(lambda: embedders(platform) == 2, 150, "a second embedder under load")
     finally:
         stop.set()
         for worker in workers:
@@ -115,7 +117,24 @@ def test_replicas_rise_under_load_and_fall_after_it(platform: Platform) -> None:
     # While the second embedder loads, two cores have more to do than the deadline allows: a few may be late or refused.
     assert set(statuses) <= {200, 429, 504}
     assert statuses[200] > 0.95 * statuses.total()
-    wait_for(lambda: embedders() == 1, 120, "one embedder again after the load")
+    wait_for(lambda: embedders(platform) == 0, 120, "no embedder once nobody asks")
+
+
+def test_at_no_replica_a_request_is_held_within_its_deadline(platform: Platform) -> None:
+    with platform.client() as client:
+
+        def ask(text: str, within_ms: int) -> tuple[int, float]:
+            begun, headers = time.monotonic(), {"x-request-timeout-ms": str(within_ms)}
+            answer = client.post("/v1/apps/wines-split/query", json={"query": text}, headers=headers)
+            return answer.status_code, time.monotonic() - begun
+
+        wait_for(lambda: embedders(platform) == 0, 120, "no embedder")
+        assert client.get("/readyz").status_code == 200, "an app at rest is ready"
+        status, took_s = ask("a text that nobody asked before", 300)
+        assert status == 504
+        assert took_s < 5
+        assert ask("another text that nobody asked before", 60_000)[0] == 200
+        assert embedders(platform) >= 1
 
 
 def test_an_item_reaches_every_replica_of_both_placements_within_seconds(platform: Platform) -> None:
