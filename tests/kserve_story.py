@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 
 from registry.controller import Controller
 from registry.kserve_traffic import KserveTraffic, KubernetesApi, Settings
@@ -13,6 +15,7 @@ from tests.kserve_world import NAMESPACE, WHERE, Kserve, server
 from tests.rollout_world import World
 
 URL = "http://cluster"
+STABLE = {"v1": 100}
 
 
 class KserveWorld(World):
@@ -40,10 +43,16 @@ class KserveWorld(World):
         self.kserve.step()
         self.follower.reconcile()
 
-    def begun(self, *, ready: bool = True) -> Controller:
-        """A controller that has served version 1 for a while, and has version 2 as its canary."""
+    def idle(self) -> Controller:
+        """A controller that has served version 1 for a while."""
         controller = self.controller()
         self.pass_time(controller, 10)
+        assert self.kserve.split() == STABLE
+        return controller
+
+    def begun(self, *, ready: bool = True) -> Controller:
+        """It has version 2 as its canary, too."""
+        controller = self.idle()
         self.memory.set_alias("wines", "canary", 2)
         self.pass_time(controller, 3.5, ready=ready)
         return controller
@@ -52,3 +61,10 @@ class KserveWorld(World):
         """(kind, who, why) of the newest entry."""
         entry = self.entries()[-1]
         return entry.kind, entry.who, entry.why
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[KserveWorld]:
+    made = KserveWorld(tmp_path)
+    yield made
+    made.kserve.client.close()

@@ -43,7 +43,8 @@ class Commands(Protocol):
 class Settings:
     """`services`: app -> its InferenceService, where that is not named after it. `watch_s`: how long one watch lasts;
     `again_s`: pause after a watch that broke off; `look_s`: how old what the watch said may be before the object is
-    asked for; `command_s`: how long what a person did keeps us from writing while no controller deals with it."""
+    asked for; `command_s`: how long what a person did keeps us from writing while no controller deals with it;
+    `newer_s`: how long an object that says it was written for a newer traffic is left alone."""
 
     namespace: str
     services: Mapping[str, str] = field(default_factory=dict)
@@ -52,15 +53,18 @@ class Settings:
     again_s: float = 1.0
     look_s: float = 5.0
     command_s: float = 10.0
+    newer_s: float = 30.0
 
 
 @dataclass(slots=True)
 class _Line:
     """Where it stands with one app. `generation`: the newest traffic that KServe follows. `waits`: a command of a
-    person that the controller has not dealt with, and until when it is waited for."""
+    person that the controller has not dealt with, and until when it is waited for. `newer`: the generation that the
+    object was written for, where the board has an older one, and until when the board's is waited for."""
 
     generation: int = 0
     waits: tuple[int, float] | None = None
+    newer: tuple[int, float] | None = None
     problem: str = ""
 
 
@@ -116,6 +120,8 @@ class KserveTraffic:
     def reconcile(self) -> None:
         """One pass over all apps. Raises RegistryUnavailable where the traffic cannot be read."""
         if not self.active():
+            for line in self._lines.values():
+                line.newer = None  # counted anew by who holds the lease
             return
         for app, traffic in self._board.traffic().items():
             line = self._lines.setdefault(app, _Line())
@@ -136,9 +142,8 @@ class KserveTraffic:
         service = self._service(traffic.app)
         if service is None:
             return f"there is no InferenceService {self._path(traffic.app)}: install it with the chart"
-        applied = mapping.applied_of(service)
-        if applied is not None and applied[1] > traffic.generation:
-            return "a newer traffic was written than the one read here"  # by the controller after this one
+        if self._outdated(traffic, service, line):
+            return "a newer traffic was written than the one read here"
         if self._waits(line):
             return ""
         if edit := mapping.edited(service):
@@ -152,16 +157,38 @@ class KserveTraffic:
         self._report_arms(traffic, service, problem)
         want = mapping.wanted(traffic)
         if not problem and mapping.followed(service, want) and mapping.split_of(service) == _split(want, service):
-            line.generation = max(line.generation, traffic.generation)
+            line.generation = traffic.generation
         return problem
+
+    def _outdated(self, traffic: Traffic, service: Object, line: _Line) -> bool:
+        """Whether a controller after this one has written: the traffic read here is old then, and nothing is done. A
+        board that stays behind has lost what came later, and what it says is all there is to follow."""
+        applied = mapping.applied_of(service)
+        if applied is None or applied[1] <= traffic.generation:
+            line.newer = None
+            return False
+        now = self._monotonic()
+        if line.newer is None or line.newer[0] != applied[1]:
+            line.newer = applied[1], now + self._settings.newer_s
+        if now < line.newer[1] or not self.active():
+            return True
+        if line.newer[1] > -math.inf:
+            cause = "the database has been behind for long: was it restored from a dump?"
+            fields = {"app": traffic.app, "written": applied[1], "now": traffic.generation, "cause": cause}
+            log.warning("kserve.behind", extra={"fields": fields})
+        line.newer = applied[1], -math.inf  # said once
+        line.generation = 0
+        return False
 
     def _tell(self, traffic: Traffic, service: Object, edit: str, line: _Line) -> None:
         """A person changed the split: that ends a trial, as the alias moved would. Where the version on trial, or
-        another, was made the predictor, it is what stable is moved to; in a bake it confirms what is stable."""
+        another, was made the predictor, it is what stable is moved to; in a bake it confirms what is stable. A canary
+        added while nothing runs is tried. What is none of these the controller refuses, in the journal."""
         why = f"{edit} in InferenceService {self._path(traffic.app)}"
-        now = mapping.version_of(mapping.split_of(service).predictor)
+        now = mapping.split_of(service).predictor
         applied = mapping.applied_of(service)
-        promoted = now if applied is not None and applied[0].predictor != mapping.split_of(service).predictor else None
+        renamed = applied is not None and applied[0].predictor != now
+        promoted = mapping.version_of(now) if renamed else None
         trial = traffic.rollout and traffic.canary != traffic.stable
         who, at_s = mapping.editor_of(service), self._wall()
         command: Command | None = None
@@ -171,6 +198,10 @@ class KserveTraffic:
             command = Command(traffic.app, "abort", who, why, at_s, traffic.canary)
         elif traffic.rollout:
             command = Command(traffic.app, "switch", who, why, at_s, traffic.stable)
+        elif added := mapping.added(service):
+            command = Command(traffic.app, "start", who, why, at_s, added[0] if len(added) == 1 else None)
+        elif renamed and now:  # without a name it is as the chart makes it, which asks for nothing
+            command = Command(traffic.app, "switch", who, why, at_s)
         if command is not None:
             line.waits = self._commands.submit(command), self._wall() + self._settings.command_s
         log.warning("kserve.edited", extra={"fields": {"app": traffic.app, "who": who, "why": why}})
@@ -178,9 +209,11 @@ class KserveTraffic:
         self._write(mapping.acknowledged(service, traffic.generation))
 
     def _waits(self, line: _Line) -> bool:
-        if line.waits is not None and (self._wall() >= line.waits[1] or self._commands.handled(line.waits[0])):
+        """Also in the pass that hears of the end of it, whose traffic may be from before."""
+        waits = line.waits
+        if waits is not None and (self._wall() >= waits[1] or self._commands.handled(waits[0])):
             line.waits = None
-        return line.waits is not None
+        return waits is not None
 
     def _report_arms(self, traffic: Traffic, service: Object, problem: str) -> None:
         """A plan that KServe cannot follow fails the canary at once: waiting would not help. Nothing is said of what

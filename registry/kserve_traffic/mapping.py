@@ -63,7 +63,7 @@ def name_of(version: int) -> str:
 
 def version_of(name: str) -> int | None:
     """None for a name that is not one of ours."""
-    found = re.fullmatch(r"v([1-9][0-9]*)", name)
+    found = re.fullmatch(r"v([1-9][0-9]{0,17})", name)  # longer is no number that a registry counts to
     return None if found is None else int(found[1])
 
 
@@ -122,6 +122,13 @@ def edited(service: Service) -> str:
             gone, added = f"canary {name} was removed", f"canary {name} was added with {found} percent"
             return gone if found is None else added if was is None else f"canary {name} was set from {was} to {found} %"
     return ""
+
+
+def added(service: Service) -> list[int]:
+    """The versions that somebody else gave a canary since the controller wrote the split."""
+    applied = applied_of(service)
+    names = set() if applied is None else _ours(split_of(service)) - _ours(applied[0])
+    return sorted(version for name in names if (version := version_of(name)) is not None)
 
 
 def editor_of(service: Service) -> str:
@@ -209,7 +216,7 @@ def towards(service: Service, want: Wanted, generation: int) -> dict[str, Any] |
     said = {"predictor": primary, "canary": entries, "generation": generation}
     annotations = changed["metadata"].setdefault("annotations", {})
     before = applied_of(service)
-    if before is None or before[0] != Split(primary, entries):
+    if before is None or before[0] != Split(primary, entries) or before[1] > generation:
         annotations[APPLIED] = json.dumps(said, sort_keys=True)
     annotations.setdefault(MODE, STANDARD)  # canaries exist in this mode alone
     same = changed["spec"] == service["spec"] and annotations == (service["metadata"].get("annotations") or {})

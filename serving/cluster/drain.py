@@ -1,8 +1,9 @@
 """Empties this Ray node before its pod ends: the preStop hook of Ray workers, `python -m serving.cluster.drain`.
 
 A pod that just ends takes what is in flight with it. Ray is asked to drain the node instead: Serve then starts the
-replacements of its replicas on other nodes, takes the node's proxy out of rotation and lets replicas finish. Called by
-the kubelet; calls Ray's control store.
+replacements of its replicas on other nodes, takes the node's proxy out of rotation and lets replicas finish. The proxy
+also carries requests of replicas elsewhere, so it is waited for like them. Called by the kubelet; calls Ray's control
+store.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 LOOK_EVERY_S = 0.5
@@ -29,8 +31,23 @@ def replicas_on(details: dict[str, Any], node_id: str) -> list[str]:
     )
 
 
+def left_on(details: dict[str, Any], node_id: str) -> list[str]:
+    """What must not be ended yet. Serve drops a proxy from what it says just after it was DRAINED."""
+    proxy = (details.get("proxies") or {}).get(node_id)
+    waiting = proxy is not None and proxy["status"] != "DRAINED"
+    return replicas_on(details, node_id) + (["the node's proxy"] if waiting else [])
+
+
+def wait_until_empty(look: Callable[[], dict[str, Any]], node_id: str, until: float) -> list[str]:
+    """[] as soon as nothing is left on the node; else what is, when `monotonic` says `until`."""
+    while (left := left_on(look(), node_id)) and time.monotonic() < until:
+        time.sleep(LOOK_EVERY_S)
+    return left
+
+
 def drain(within_s: float, node_id: str = "") -> int:
-    """Status 0 when no replica is left on the node, 1 when some are after `within_s`. Default: the node of this pod."""
+    """Status 0 when no replica and no proxy is left on the node, 1 when some are after `within_s`. Default: the node of
+    this pod."""
     import ray
     from ray.core.generated import autoscaler_pb2
     from ray.serve.context import _get_global_client
@@ -47,15 +64,14 @@ def drain(within_s: float, node_id: str = "") -> int:
     if not accepted:
         print(f"palate drain: Ray does not drain node {node_id}: {why}", file=sys.stderr)
         return 1
-    left: list[str] = []
-    while time.monotonic() < until:
+
+    def look() -> dict[str, Any]:
         client = _get_global_client(raise_if_no_controller_running=False)
-        left = [] if client is None else replicas_on(client.get_serve_details(), node_id)
-        if not left:
-            return 0
-        time.sleep(LOOK_EVERY_S)
-    print(f"palate drain: still here after {within_s:g} s: {', '.join(left)}", file=sys.stderr)
-    return 1
+        return {} if client is None else dict(client.get_serve_details())
+
+    if left := wait_until_empty(look, node_id, until):
+        print(f"palate drain: still here after {within_s:g} s: {', '.join(left)}", file=sys.stderr)
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

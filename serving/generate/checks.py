@@ -21,12 +21,13 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-import jsonschema
 from pydantic import Field, ValidationError
 
 from serving.errors import BadRequest
 from serving.generate.figures import MOST_TOLD, FiguresOptions, figure_faults, mended
 from serving.generate.grounded import GroundedOptions, Names, ungrounded, ungrounded_data
+from serving.generate.prompt import validator_of
+from serving.generate.sentences import sentences_of
 from serving.schema.spec import Spec
 
 GROUP = "palate.checks"
@@ -35,7 +36,7 @@ GROUP = "palate.checks"
 @dataclass(frozen=True, slots=True)
 class Answered:
     """An answer, or a part of one, and what it is about. `data` is its JSON, None for words (and for what is none);
-    `context` what the user wrote, now and in the turns that are remembered; `names` those of the whole catalogue."""
+    `context` what was said, now and in the turns that are remembered; `names` those of the whole catalogue."""
 
     text: str
     data: Any = None
@@ -61,12 +62,14 @@ class CheckResult(NamedTuple):
 class Check:
     """`run` gives (score, reason); it passed where the reason is empty. `by_sentence`: each sentence has to pass on its
     own, so that an answer can be sent sentence by sentence. `options`: what prompt.yaml may say, None: anything. `mend`
-    gives JSON data that pass in place of `data` that did not, where code can do so without the model, else None."""
+    gives JSON data that pass in place of `data` that did not, where code can do so without the model, else None.
+    `own_form`: it knows the app's own form of JSON, and is left out where a request brings another schema."""
 
     run: Callable[[Answered], tuple[float, str]]
     by_sentence: bool = False
     options: type[Spec] | None = None
     mend: Callable[[Answered], Any | None] | None = None
+    own_form: bool = False
 
 
 class LengthOptions(Spec):
@@ -102,12 +105,12 @@ REFUSALS = (
 
 def _grounded(answered: Answered) -> tuple[float, str]:
     options = GroundedOptions.model_validate(answered.options)
-    if answered.data is None:
-        wrong = ungrounded(answered.text, answered.items, answered.context, answered.names, options)
-    else:
-        wrong = ungrounded_data(answered.data, answered.items, options)
-        for text in _leaves(answered.data):
-            wrong += ungrounded(text, answered.items, answered.context, answered.names, options)
+    words = answered.data is None
+    wrong = [] if words else ungrounded_data(answered.data, answered.items, options)
+    for text in [answered.text] if words else _leaves(answered.data):
+        for sentence in sentences_of(text):
+            wrong += ungrounded(sentence, answered.items, answered.context, answered.names, options)
+    wrong = list(dict.fromkeys(wrong))
     return (1 / (1 + len(wrong)), "; ".join(wrong[:3]))
 
 
@@ -124,9 +127,10 @@ def _schema(answered: Answered) -> tuple[float, str]:
         return 1.0, ""
     if answered.data is None:
         return 0.0, "it is not JSON"
-    errors = sorted(
-        jsonschema.Draft202012Validator(answered.schema).iter_errors(answered.data), key=lambda e: e.json_path
-    )
+    try:
+        errors = sorted(validator_of(answered.schema).iter_errors(answered.data), key=lambda e: e.json_path)
+    except Exception as error:  # noqa: BLE001 - a client's schema may refer to itself without end, or to what is none
+        return 0.0, f"the schema cannot be applied: {type(error).__name__}: {str(error)[:200]}"
     told = "; ".join(f"{error.json_path}: {error.message[:200]}" for error in errors[:3])
     return 1 / (1 + len(errors)), told
 
@@ -188,7 +192,7 @@ _CHECKS: dict[str, Check] = {
     "length": Check(_length, options=LengthOptions),
     "language": Check(_language, options=LanguageOptions),
     "refusal": Check(_refusal, by_sentence=True, options=RefusalOptions),
-    "figures": Check(_figures, options=FiguresOptions, mend=_mended),
+    "figures": Check(_figures, options=FiguresOptions, mend=_mended, own_form=True),
 }
 
 

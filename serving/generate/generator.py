@@ -164,6 +164,8 @@ class _Answering:
         self._deadline = deadline
         self._structured = form.schema is not None
         names = list(dict.fromkeys(generator.spec.checks))
+        if wish.schema is not None:
+            names = [name for name in names if not checks.check_of(name).own_form]
         if self._structured and "schema" not in names:
             names.insert(0, "schema")
         self._names = names

@@ -8,7 +8,8 @@ Three kinds of claims are read out of a text:
 - **words** that are only true of some items (a benefit), each with the field that says so.
 
 What neither a catalogue nor its results know, an invented name without a telling form, passes: no check by rules can
-see it. Numbers and words that the user wrote are the user's.
+see it. Names, numbers and words of the conversation may be said again, but a sentence that names results has its
+numbers and words from those: else any price that was ever spoken of could be said of any shop.
 """
 
 from __future__ import annotations
@@ -71,11 +72,13 @@ def ungrounded(
     text: str, items: Sequence[Mapping[str, Any]], context: str, names: Names, options: GroundedOptions
 ) -> list[str]:
     """What in `text` (one sentence, or several) has no ground, as short phrases; empty: all has."""
-    meant = [item for item in items if any(name in folded(text) for name in _names(item, options))] or list(items)
+    said = folded(text)
+    named = [item for item in items if any(name in said for name in _names(item, options))]
+    meant, spoken = (named, "") if named else (items, context)
     return [
         *_wrong_names(text, items, context, names, options),
-        *_wrong_numbers(text, meant, context, options.units),
-        *_wrong_words(text, meant, context, options.words),
+        *_wrong_numbers(text, meant, spoken, options.units),
+        *_wrong_words(text, meant, spoken, options.words),
     ]
 
 
@@ -103,12 +106,15 @@ def _wrong_names(
     said = folded(text)
     for name in sorted(own, key=len, reverse=True):
         said = said.replace(name, "\0")  # a name within the name of a result is that result's
-    told = folded(context)
-    wrong = [f"{name!r} was not found" for name in names.within(said) if name not in told]
-    written = folded(" ".join(value for item in items for value in _texts(list(item.values())))) + told
+    others = names.within(said)
     spans = [next(filter(None, match.groups())) for match in _QUOTED.finditer(text)]
     for suffix in options.suffixes:
         spans += [match.group() for match in re.finditer(rf"\w+{re.escape(suffix)}", text)]
+    if not others and not spans:
+        return []
+    told = folded(context)  # long, so only where it is needed
+    wrong = [f"{name!r} was not found" for name in others if name not in told]
+    written = folded(" ".join(value for item in items for value in _texts(list(item.values())))) + told
     return wrong + [f"{span!r} was not found" for span in dict.fromkeys(spans) if folded(span) not in written]
 
 

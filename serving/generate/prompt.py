@@ -27,7 +27,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +38,11 @@ import orjson
 import yaml
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jsonschema.protocols import Validator
+from jsonschema.validators import SPECIFICATIONS
 from pydantic import Field, ValidationError
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from serving.errors import BadRequest
 from serving.ports import Message
@@ -47,6 +51,7 @@ from serving.schema.spec import Spec
 PROMPT_FILE = "prompt.yaml"
 SCHEMA_FILE = "schema.json"
 VARIABLES = frozenset({"query", "understood", "items", "history", "form"})
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 REPAIR = "That answer cannot be used: {{ reasons | plain }} Answer the request again, without that fault."
 
 FormName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")]
@@ -296,20 +301,45 @@ def read_schema(file: Path) -> Mapping[str, Any]:
 
 
 def checked_schema(schema: Any, field_name: str) -> Mapping[str, Any]:
-    """Raises BadRequest for what is no JSON schema, or refers to one elsewhere, which would be fetched."""
+    """Raises BadRequest for what is no JSON schema, or refers to one elsewhere, or to a part that it lacks."""
     if not isinstance(schema, dict):
         raise BadRequest(f"{field_name} must be a JSON schema: an object", field=field_name)
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
+        _check_references(schema, field_name)
     except jsonschema.SchemaError as error:
         raise BadRequest(f"{field_name} is no JSON schema: {error.message}", field=field_name) from None
-    if far := [ref for ref in _references(schema) if not ref.startswith("#")]:
-        raise BadRequest(f"{field_name} refers to {far[0]!r}: only references within it (#...) work", field=field_name)
+    except RecursionError:
+        raise BadRequest(f"{field_name} is nested too deep", field=field_name) from None
     return schema
 
 
-def _references(value: Any) -> list[str]:
+def validator_of(schema: Mapping[str, Any]) -> Validator:
+    """Fetches nothing: what the schema refers to and does not hold raises when it is come to."""
+    return jsonschema.Draft202012Validator(schema, registry=SPECIFICATIONS)
+
+
+def _check_references(schema: Mapping[str, Any], field_name: str) -> None:
+    resource = DRAFT202012.create_resource(schema)
+    base = resource.id() or ""
+    registry = SPECIFICATIONS.with_resource(base, resource).crawl()  # once, not for each anchor
+    for ref, resolver in _references(schema, registry.resolver(base)):
+        if not ref.startswith("#"):
+            raise BadRequest(f"{field_name} refers to {ref!r}: only references within it (#...) work", field=field_name)
+        try:
+            held = resolver.lookup(ref).contents
+        except (Unresolvable, AttributeError, LookupError, TypeError, ValueError):  # the last: no schema on the way
+            held = None
+        if not isinstance(held, Mapping | bool):
+            raise BadRequest(f"{field_name} refers to {ref!r}, but holds no schema there", field=field_name)
+
+
+def _references(value: Any, resolver: Any) -> Iterator[tuple[str, Any]]:
+    """Each with what it is looked up by: a part with an `$id` is a schema of its own."""
     if isinstance(value, Mapping):
-        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
-        return own + [ref for one in value.values() for ref in _references(one)]
-    return [ref for one in value for ref in _references(one)] if isinstance(value, list) else []
+        yield from ((value[key], resolver) for key in REFERENCES if isinstance(value.get(key), str))
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for part in parts:
+        own = isinstance(part, Mapping) and isinstance(part.get("$id"), str)
+        inner = resolver.in_subresource(DRAFT202012.create_resource(part)) if own else resolver
+        yield from _references(part, inner)

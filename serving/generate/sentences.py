@@ -9,6 +9,12 @@ LONGEST_SENTENCE_CHARS = 400
 _SENTENCE = re.compile(r"[^\n]*?(?:[.!?。！？…]+[\"'”’)\]]*(?=\s)|\n)\s*", re.S)
 
 
+def sentences_of(text: str) -> list[str]:
+    """Of a text that is there as a whole."""
+    cut = Sentences()
+    return [*cut.add(text), cut.rest()]
+
+
 class Sentences:
     """Cuts a text that comes in pieces into sentences; together they are the text."""
 

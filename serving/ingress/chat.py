@@ -50,6 +50,9 @@ log = get_log(__name__)
 BASE = "base"
 """`APP:base` is the language model of an app."""
 DONE = b"data: [DONE]\n\n"
+MOST_QUERIES = 32
+"""So many times the longest query (`limits.max_query_chars`) is read: of all messages of a chat together, and of the
+prompt of a bare model."""
 
 
 @routes.post(
@@ -147,6 +150,12 @@ def _conversation(messages: Sequence[ChatMessage], limits: Limits) -> tuple[str,
 def _check(messages: Sequence[ChatMessage], limits: Limits) -> None:
     if len(messages) > limits.max_messages:
         raise TooLarge(f"{len(messages)} messages; at most {limits.max_messages} are taken", field="messages")
+    chars, most = sum(len(message.text) for message in messages), MOST_QUERIES * limits.max_query_chars
+    if chars > most:
+        raise TooLarge(
+            f"the messages have {chars} characters together; at most {most} are taken: leave out the oldest ones",
+            field="messages",
+        )
 
 
 def _palate(body: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +220,12 @@ def _request(wanted: OpenaiRequest, limits: Limits) -> LanguageRequest:
         messages = tuple(Message(roles.get(one.role, one.role), one.text) for one in wanted.messages)
         return replace(request, messages=messages, schema=schema)
     assert isinstance(wanted, CompletionRequest)
+    most_chars = MOST_QUERIES * limits.max_query_chars
+    if len(wanted.prompt) > most_chars:
+        raise TooLarge(
+            f"the prompt has {len(wanted.prompt)} characters; at most {most_chars} are taken: send a shorter one",
+            field="prompt",
+        )
     return replace(request, prompt=wanted.prompt)
 
 

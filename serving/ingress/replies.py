@@ -163,6 +163,9 @@ async def begin(call: Call, query: Query, wish: Wish, deadline: float) -> Reply:
     except ClientLeft:
         call.count(call.stable.version, 499)
         raise
+    except Exception:
+        call.count(call.stable.version, 500)
+        raise
     return Reply(call, query, told, recalled)
 
 
@@ -172,7 +175,7 @@ async def whole(reply: Reply) -> dict[str, Any]:
         async for _ in reply.texts():
             pass
         return await reply.finish()
-    except PalateError as error:
+    except Exception as error:  # noqa: BLE001 - what is no PalateError is logged there, and told as one
         raise reply.failed(error) from None
     finally:
         await reply.close()

@@ -3,7 +3,8 @@
 The rules read every text first: where they are sure enough the model is not asked, what they found as it is spelled
 stands, and they answer where the model is slow (`within_s`), away, wrong (its text does not hold the schema) or unsure
 (it says little of what the rules found). `Understood.engine` says who answered. After a slow or absent answer the model
-rests for a moment, so that an engine in trouble does not cost every query its time.
+rests for a moment, so that an engine in trouble does not cost every query its time; not after a text that it refuses,
+which says nothing of the others.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from serving.errors import PalateError
+from serving.errors import BadRequest, PalateError
+from serving.generate.prompt import cleaned
 from serving.logs import get_log
 from serving.ports import LanguageModel, LanguageRequest
-from serving.schema import Query, UnderstandSpec, Understood
+from serving.schema import Query, Turn, UnderstandSpec, Understood
 from serving.understand.reading import Reading, understood
-from serving.understand.rules_engine import RulesEngine
+from serving.understand.rules_engine import LONGEST_TEXT, RulesEngine
 
 log = get_log(__name__)
 
@@ -63,8 +65,9 @@ class LlmEngine:
 
     async def _ask(self, query: Query) -> str:
         """What the model wrote; "" where it wrote nothing in time."""
+        last = Turn(_read(query.history[-1].query), "") if query.history else None
         request = LanguageRequest(
-            messages=self._lexicon.messages(query.text, query.history[-1] if query.history else None),
+            messages=self._lexicon.messages(_read(query.text), last),
             max_tokens=self._spec.max_tokens,
             schema=self._schema,
         )
@@ -74,7 +77,8 @@ class LlmEngine:
                 async for piece in self._model.stream(request, time.monotonic() + self._spec.within_s):
                     pieces.append(piece.text)
         except (TimeoutError, PalateError) as error:
-            self._rests_until = self._clock() + REST_S
+            if not isinstance(error, BadRequest):
+                self._rests_until = self._clock() + REST_S
             log.warning("understand.fallback", why="slow" if isinstance(error, TimeoutError) else repr(error))
             return ""
         return "".join(pieces)
@@ -100,6 +104,11 @@ class LlmEngine:
             confidence=(agreement + max(rules.confidence, self._spec.agree_at_least)) / 2,
             engine=ENGINE,
         )
+
+
+def _read(text: str) -> str:
+    """What the rules read of a text, as one line without marks of chat templates."""
+    return cleaned(text[:LONGEST_TEXT])
 
 
 def _agreement(rules: Reading, intent: str, entities: Mapping[str, Any]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from serving.errors import Overloaded, ReplicaLost
 from serving.fakes import FakeLanguageModel
+from serving.generate.generator import Generator
 from tests.endpoint import Endpoint
 from tests.problem import assert_problem
 from tests.told import GOOD, MADE_UP, PROMPT, told_endpoint, told_spec
@@ -148,16 +150,17 @@ def test_a_session_remembers_and_a_store_that_is_away_is_said(tmp_path: Path) ->
     with told_endpoint(tmp_path, model, told_spec(**memory)) as endpoint:
         first = ask(endpoint, session="s1", user="u1").json()
         assert first["session"] == {"turns": 0, "recalled": True, "kept": True}
-        second = ask(endpoint, session="s1", query="더 싼 데는?").json()
+        assert ask(endpoint, session="s1").json()["session"]["turns"] == 0, "another person's"
+        second = ask(endpoint, session="s1", user="u1", query="더 싼 데는?").json()
         assert second["session"]["turns"] == 1
         assert "치킨집 추천해줘" in model.asked[-1].messages[-1].content
         assert_problem(ask(endpoint, session="a\nb"), 400, field="session")
         assert ask(endpoint, session="s2").json()["session"]["turns"] == 0
-        assert ask(endpoint, session="s1", generate=False).json()["session"]["turns"] == 2
+        assert ask(endpoint, session="s1", user="u1", generate=False).json()["session"]["turns"] == 2
         (tmp_path / "palate.db").rename(tmp_path / "gone.db")
         (tmp_path / "palate.db").mkdir()  # no database, and none can be made in its place
         endpoint.stores.database.close()
-        away = ask(endpoint, session="s1")
+        away = ask(endpoint, session="s1", user="u1")
         assert away.status_code == 200, away.text
         assert away.json()["session"] == {"turns": 0, "recalled": False, "kept": False}
 
@@ -169,3 +172,24 @@ def test_the_metrics_tell_how_answers_came_about(tmp_path: Path) -> None:
         told = client.get("/metrics").text
     assert 'palate_generated_answers_total{app="counted",outcome="repaired",release="1"} 1.0' in told
     assert 'palate_first_text_seconds_count{app="counted",release="1"} 1.0' in told
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+def test_an_answer_that_breaks_is_counted_as_the_platforms_fault(
+    sent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(*_: Any, **__: Any) -> AsyncGenerator[str, None]:
+        for _ in range(sent):
+            yield GOOD
+        raise RuntimeError("nobody thought of it")
+
+    monkeypatch.setattr(Generator, "answer", breaks)
+    name = f"broken{sent}"
+    with told_endpoint(tmp_path, FakeLanguageModel(), told_spec(name)) as endpoint:
+        with endpoint.client() as client:
+            assert_problem(client.post(f"/v1/apps/{name}/query", json={"query": "치킨"}), 500)
+        with endpoint.client() as client:  # the server closes the connection of the one that broke
+            told = client.get("/metrics").text
+    counted = [line for line in told.splitlines() if f'palate_requests_total{{app="{name}"' in line]
+    assert len(counted) == 1
+    assert 'status="500"' in counted[0]

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from registry.kserve_traffic import KserveTraffic, KubernetesApi, Settings
-from registry.kserve_traffic.mapping import split_of
+from registry.kserve_traffic.mapping import applied_of, split_of
 from tests.api_server import Fault, Reply, over_http
-from tests.kserve_story import KserveWorld
+from tests.kserve_story import STABLE, KserveWorld
+from tests.kserve_story import world as world
 from tests.kserve_world import NAMESPACE, WHERE
 from tests.rollout_world import QUICK
 from tests.waiting import wait_for
 
-STABLE = {"v1": 100}
+TRIED = {"v1": 90, "v2": 10}
 BUSY = Fault(Reply(429, {"message": "busy"}, {"retry-after": "7"}))
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[KserveWorld]:
-    made = KserveWorld(tmp_path)
-    yield made
-    made.kserve.client.close()
 
 
 def test_a_canary_earns_its_traffic_and_is_promoted_without_a_restart(world: KserveWorld) -> None:
@@ -85,55 +79,6 @@ def test_an_alias_taken_away(world: KserveWorld) -> None:
     world.memory.delete_alias("wines", "canary")
     world.pass_time(controller, 3)
     assert (world.last()[0], world.kserve.split()) == ("aborted", STABLE)
-
-
-def set_weight(spec: Any) -> None:
-    spec["canary"][0]["trafficPercent"] = 40
-
-
-def remove(spec: Any) -> None:
-    del spec["canary"]
-
-
-@pytest.mark.parametrize(("change", "says"), [(set_weight, "from 10 to 40"), (remove, "v2 was removed")])
-def test_a_person_who_edits_the_canary_ends_it(world: KserveWorld, change: Callable[[Any], None], says: str) -> None:
-    controller = world.begun()
-    world.pass_time(controller, 1)
-    world.kserve.edit(change)
-    world.pass_time(controller, 2)
-    kind, who, why = world.last()
-    assert (kind, who) == ("aborted", "kubectl-edit (Kubernetes)")
-    assert says in why
-    assert world.kserve.split() == STABLE
-    world.pass_time(controller, 5)
-    assert world.kinds().count("aborted") == 1
-
-
-def test_a_person_who_promotes_by_hand(world: KserveWorld) -> None:
-    """As KServe's documentation says: the canary's name for the predictor, and the entry dropped."""
-    controller = world.begun()
-    world.pass_time(controller, 1)
-
-    def promote(spec: Any) -> None:
-        spec["predictor"]["name"] = "v2"
-        spec["predictor"]["labels"]["palate.dev/release"] = "2"
-        del spec["canary"]
-
-    world.kserve.edit(promote)
-    world.pass_time(controller, 3)
-    assert ("promoted", "kubectl-edit (Kubernetes)") in [(e.kind, e.who) for e in world.entries()]
-    assert world.memory.aliases("wines")["stable"] == 2
-    assert world.kserve.split() == {"v2": 95, "v1": 5}
-
-
-def test_an_edit_of_anything_else_is_kept_and_reaches_the_canary(world: KserveWorld) -> None:
-    controller = world.begun()
-    world.kserve.edit(lambda spec: spec["predictor"]["model"].update(image="palate:2"))
-    world.pass_time(controller, 1)
-    spec = world.kserve.get()["spec"]
-    assert spec["predictor"]["model"]["image"] == "palate:2"
-    assert spec["canary"][0]["predictor"]["model"]["image"] == "palate:2"
-    assert world.state().rollout is not None
 
 
 def test_a_plan_that_kserve_cannot_follow_is_refused_at_once(world: KserveWorld) -> None:
@@ -211,6 +156,54 @@ def test_a_controller_that_was_replaced_does_not_write_any_more(world: KserveWor
     old.reconcile()
     world.tables.traffic.update(current)
     assert world.kserve.split() == STABLE
+
+
+def test_a_database_that_was_restored_is_followed_again(world: KserveWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """Its generations begin from what they were; the object says that a newer traffic was written."""
+    controller = world.idle()
+    dump = copy.deepcopy((world.tables.states, world.tables.traffic))
+    world.memory.set_alias("wines", "canary", 2)
+    world.pass_time(controller, 4)
+    assert world.kserve.split() == TRIED
+    world.memory.delete_alias("wines", "canary")
+    world.tables.states, world.tables.traffic = dump
+    restored = world.controller()
+    world.pass_time(restored, 25)
+    (report,) = world.board.routers("wines", world.now - 1)
+    assert "a newer traffic was written" in report.problem
+    assert world.kserve.split() == TRIED
+    world.follower.active = lambda: False
+    world.pass_time(restored, 10)
+    world.follower.active = restored.holds_lease
+    world.pass_time(restored, 29)
+    assert world.kserve.split() == TRIED, "who did not lead has not seen it all the time"
+    world.pass_time(restored, 5)
+    assert world.kserve.split() == STABLE
+    (report,) = world.board.routers("wines", world.now - 1)
+    assert (report.generation, report.problem) == (world.traffic().generation, "")
+    (said,) = [r for r in caplog.records if r.getMessage() == "kserve.behind"]
+    assert "restored from a dump" in said.__dict__["fields"]["cause"]
+    world.memory.set_alias("wines", "canary", 2)
+    world.pass_time(restored, 8, outcomes="aaaa")
+    assert "v2" in world.kserve.split()
+
+
+def test_a_database_that_was_restored_is_followed_where_the_split_is_the_same(world: KserveWorld) -> None:
+    controller = world.idle()
+    world.memory.set_alias("wines", "canary", 2)
+    world.pass_time(controller, 5)
+    world.memory.delete_alias("wines", "canary")
+    world.pass_time(controller, 5)
+    before = world.traffic()
+    world.tables.traffic["wines"] = replace(before, generation=before.generation - 2)
+    for _ in range(140):
+        world.now += 0.25
+        world.report()
+    (report,) = world.board.routers("wines", world.now - 1)
+    assert (report.generation, report.problem) == (before.generation - 2, "")
+    applied = applied_of(world.kserve.get())
+    assert applied is not None
+    assert applied[1] == before.generation - 2
 
 
 def test_who_does_not_hold_the_lease_does_nothing(world: KserveWorld) -> None:

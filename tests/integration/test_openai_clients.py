@@ -15,11 +15,15 @@ from pydantic import BaseModel
 from serving.config import Limits
 from serving.errors import Overloaded
 from serving.fakes import FakeLanguageModel
+from serving.ingress.chat import MOST_QUERIES
 from serving.ports import LanguageRequest
 from tests.endpoint import Endpoint
 from tests.told import GOOD, PROMPT, told_endpoint, told_spec
 
 USER = [{"role": "user", "content": "치킨집 추천해줘"}]
+LIMITS = Limits(max_messages=4, max_tokens=100, max_query_chars=100)
+LONG = [{"role": "user", "content": "가" * MOST_QUERIES * LIMITS.max_query_chars}, *USER]
+BROKEN = {"type": "json_schema", "json_schema": {"name": "broken", "schema": {"$ref": "#/$defs/gone"}}}
 
 
 class Shop(BaseModel):
@@ -46,7 +50,7 @@ def model() -> Model:
 
 @pytest.fixture
 def endpoint(tmp_path: Path, model: Model) -> Iterator[Endpoint]:
-    with told_endpoint(tmp_path, model, limits=Limits(max_messages=4, max_tokens=100)) as running:
+    with told_endpoint(tmp_path, model, limits=LIMITS) as running:
         yield running
 
 
@@ -137,6 +141,9 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
         ({"messages": [*USER, {"role": "assistant", "content": "hm"}]}, openai.BadRequestError, "messages"),
         ({"messages": [{"role": "user", "content": "  "}]}, openai.BadRequestError, "messages"),
         ({"messages": USER * 5}, openai.APIStatusError, "messages"),
+        ({"messages": LONG}, openai.APIStatusError, "messages"),
+        ({"model": "shops:base", "messages": LONG}, openai.APIStatusError, "messages"),
+        ({"response_format": BROKEN}, openai.BadRequestError, "response_format.json_schema.schema"),
         ({"n": 2}, openai.BadRequestError, None),
         ({"temperature": 9}, openai.BadRequestError, "temperature"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
@@ -152,6 +159,19 @@ def test_what_cannot_be_served_is_an_error_of_the_protocol(
     assert raised.value.message
     if param is not None:
         assert raised.value.body["param"] == param  # type: ignore[index]
+
+
+def test_a_conversation_has_a_longest_text(client: openai.OpenAI, model: Model) -> None:
+    most = MOST_QUERIES * LIMITS.max_query_chars
+    with pytest.raises(openai.APIStatusError, match=f"at most {most} are taken: leave out the oldest") as raised:
+        client.chat.completions.create(model="shops", messages=LONG)
+    assert raised.value.status_code == 413
+    with pytest.raises(openai.APIStatusError, match=f"at most {most} are taken") as raised:
+        client.completions.create(model="shops:base", prompt="가" * (most + 1))
+    assert (raised.value.status_code, raised.value.body["param"]) == (413, "prompt")  # type: ignore[index]
+    assert model.asked == []
+    fitting = [{"role": "user", "content": "가" * (most - len(USER[0]["content"]))}, *USER]
+    assert client.chat.completions.create(model="shops", messages=fitting).choices[0].message.content == GOOD
 
 
 def test_a_key_is_asked_for_in_the_shape_of_the_protocol(endpoint: Endpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -55,6 +56,8 @@ def test_what_was_found_may_be_said(text: str) -> None:
         ("Moon Bakery에서 급식카드를 써요.", "급식카드"),
         ("행복치킨은 1만 2천원이에요.", "1만 2천"),
         ("행복치킨은 50% 할인!", "50"),
+        ("행복치킨은 4,500원이에요. Moon Bakery는 9,000원이에요.", "4,500"),  # each price is the other one's
+        ("Moon Bakery도 있어요.\n행복치킨에서 급식카드를 써요.\nMoon Bakery에서 급식카드를 써요.", "급식카드"),
     ],
 )
 def test_what_was_not_found_is_refused(text: str, what: str) -> None:
@@ -66,6 +69,19 @@ def test_what_was_not_found_is_refused(text: str, what: str) -> None:
 
 def test_what_the_user_said_is_the_users() -> None:
     assert run("grounded", "7,000원 이하로는 황금올리브가 없어요.", context="황금올리브 7000원 이하").passed
+
+
+@pytest.mark.parametrize("text", ["행복치킨은 7,000원이에요.", "Moon Bakery에서 급식카드를 써요."])
+def test_what_was_said_is_not_true_of_a_result_for_that(text: str) -> None:
+    told = "급식카드 되는 7000원짜리 있어?\n황금올리브는 7,000원이고 급식카드가 돼요."
+    assert not run("grounded", text, context=told).passed
+
+
+def test_the_words_of_json_are_judged_by_sentence_too() -> None:
+    swapped = {"say": "행복치킨은 4,500원이에요. Moon Bakery는 9,000원이에요."}
+    assert "4,500" in run("grounded", "{}", data=swapped).reason
+    right = {"say": "행복치킨은 9,000원이에요. Moon Bakery는 4,500원이에요."}
+    assert run("grounded", "{}", data=right).passed
 
 
 def test_json_is_held_to_values_at_paths() -> None:
@@ -81,6 +97,24 @@ def test_schema_says_where_it_fails() -> None:
     wrong = run("schema", '{"n": "1"}', data={"n": "1"}, schema=schema)
     assert (wrong.passed, "$.n" in wrong.reason) == (False, True)
     assert run("schema", "{", schema=schema).score == 0
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$dynamicRef": "http://10.0.0.1/x"},
+        {"$ref": "http://10.0.0.1/x"},
+        {"$ref": "#/$defs/gone"},
+        {"$ref": "#"},  # without end
+        {"$ref": "#/enum/0", "enum": [{"type": 5}]},
+    ],
+)
+def test_a_schema_that_cannot_be_applied_fails_and_fetches_nothing(
+    schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it was fetched"))
+    result = run("schema", "{}", data={}, schema=schema)
+    assert (result.passed, "cannot be applied" in result.reason) == (False, True)
 
 
 @pytest.mark.parametrize(

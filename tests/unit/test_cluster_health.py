@@ -6,17 +6,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from registry.database import migrate, open_database
 from registry.errors import RegistryUnavailable, ReleaseNotFound
+from serving.cluster import drain
 from serving.cluster.deployer import LEASE_S, RENEW_S, DatabaseLease
-from serving.cluster.drain import replicas_on
+from serving.cluster.drain import left_on, replicas_on, wait_until_empty
 from serving.cluster.exporter import PodMetrics
 from serving.health import HUNG_S, Watched, serve_health
 from serving.ingress import Services, startup
@@ -115,6 +117,39 @@ def test_replicas_of_a_node_are_found_in_what_serve_says() -> None:
     details = {"applications": {"palate": {"deployments": {"Router": deployment}}}}
     assert replicas_on(details, "n1") == ["r1", "r2"]
     assert replicas_on({}, "n1") == []
+
+
+def serve_says(replica_on: str, proxies: dict[str, str]) -> dict[str, Any]:
+    """Its REST answer about one unit that is nobody's ingress."""
+    unit = {"replicas": [{"replica_id": "retrieve", "state": "RUNNING", "node_id": replica_on}]}
+    told = {node: {"node_id": node, "status": status, "actor_name": f"SERVE_PROXY_ACTOR-{node}"}
+            for node, status in proxies.items()}  # fmt: skip
+    return {"proxies": told, "applications": {"wines-v1": {"deployments": {"retrieve": unit}}}}
+
+
+def test_a_node_is_empty_once_its_proxy_has_drained_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unit is elsewhere within seconds, and the proxy still carries requests to routers elsewhere."""
+    monkeypatch.setattr(drain, "LOOK_EVERY_S", 0.0)
+    answers = [
+        serve_says("n1", {"n1": "HEALTHY", "n2": "HEALTHY"}),
+        serve_says("n2", {"n1": "DRAINING", "n2": "HEALTHY"}),
+        serve_says("n2", {"n1": "DRAINING", "n2": "HEALTHY"}),
+        serve_says("n2", {"n2": "HEALTHY"}),
+    ]
+    assert [left_on(answer, "n1") for answer in answers] == [
+        ["retrieve", "the node's proxy"], ["the node's proxy"], ["the node's proxy"], []
+    ]  # fmt: skip
+    seen = iter(answers)
+    assert wait_until_empty(lambda: next(seen), "n1", time.monotonic() + 60) == []
+    assert next(seen, None) is None
+    assert wait_until_empty(lambda: answers[1], "n1", time.monotonic() + 0.01) == ["the node's proxy"]
+
+
+def test_a_proxy_is_waited_for_in_each_state_that_ray_knows_but_one() -> None:
+    from ray.serve.schema import ProxyDetails, ProxyStatus
+
+    told = {one: {"proxies": {"n1": ProxyDetails(node_id="n1", status=one).model_dump()}} for one in ProxyStatus}
+    assert [one for one, details in told.items() if not left_on(details, "n1")] == [ProxyStatus.DRAINED]
 
 
 class Starting:

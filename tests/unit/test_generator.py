@@ -32,7 +32,7 @@ async def answer(
     model: FakeLanguageModel, wish: Wish | None = None, prompt: str = PROMPT, left_s: float = 10.0, **how: Any
 ) -> tuple[list[str], Generated]:
     """The texts as they came, and the whole."""
-    spec = GenerateSpec(prompt="prompt.yaml", checks=("grounded", "length"), max_tokens=50)
+    spec = GenerateSpec(prompt="prompt.yaml", checks=how.pop("checks", ("grounded", "length")), max_tokens=50)
     generator = Generator(spec, told_prompt(prompt), model, names=Names(KNOWN))
     query = how.pop("query", Query("치킨집 추천해줘"))
     events = generator.answer(query, found(), wish or Wish(), time.monotonic() + left_s, **how)
@@ -106,6 +106,17 @@ async def test_a_schema_of_the_request_replaces_the_forms() -> None:
     assert (texts, told.data, told.repaired) == (['{"n": 1}'], {"n": 1}, 1)
     with pytest.raises(PhaseFailed, match="schema"):  # the app's template would not fit
         await answer(FakeLanguageModel(["no"]), Wish(schema=schema))
+
+
+async def test_a_schema_of_the_request_leaves_out_checks_of_the_apps_own_form() -> None:
+    figures = "checks: {figures: {sums: [{at: [parts.*.percent], is: 100}]}, "
+    model = FakeLanguageModel(['{"parts": [{"percent": 1}]}'])
+    how: dict[str, Any] = {"prompt": PROMPT.replace("checks: {", figures), "checks": ("schema", "figures", "grounded")}
+    _, told = await answer(model, Wish(schema={"type": "object"}), **how)
+    assert [check.name for check in told.checks] == ["schema", "grounded"]
+    assert (told.repaired, told.data) == (0, {"parts": [{"percent": 1}]})
+    _, told = await answer(model, Wish(form="card"), **how)
+    assert "figures" in told.fallback  # its own form is held to them
 
 
 async def test_the_template_of_a_form_with_a_schema_is_held_to_it() -> None:

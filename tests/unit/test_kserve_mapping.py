@@ -144,7 +144,23 @@ def test_an_edit_of_the_split_is_told_from_our_own_writes() -> None:
         changed = json.loads(json.dumps(found))
         change(changed["spec"])
         assert says in mapping.edited(changed)
+        assert mapping.added(changed) == ([9] if "added" in says else [])
         assert mapping.edited(mapping.acknowledged(changed, 6)) == ""
+
+
+def test_a_generation_that_was_written_later_is_put_right_without_an_edit_of_the_split() -> None:
+    """Else the object would say for ever that it is newer than all there is."""
+    found, _ = settled(service("wines"), Traffic("wines", 20, 3))
+    changed = mapping.towards(found, Wanted(3, {}, 1), 12)
+    assert changed is not None
+    assert mapping.applied_of(changed) == (Split("v3"), 12)
+    assert changed["spec"] == found["spec"]
+    assert mapping.towards(with_status(changed), Wanted(3, {}, 1), 13) is None
+
+
+def test_no_number_is_too_long_to_be_kept() -> None:
+    assert mapping.version_of("v" + "9" * 18) == 10**18 - 1
+    assert mapping.version_of("v" + "9" * 19) is None
 
 
 def test_predictors_of_others_are_left_alone() -> None:
