@@ -15,8 +15,9 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,9 @@ PACE_S = 0.0015
 """Pieces are collected for so long for each request under way: one alone gets each token as it comes, many get a few at
 once, since passing a piece on costs a core that has tokens to make."""
 SLOWEST_PACE_S = 0.05
+LEAVES_S = 300.0
+"""How long an adapter that was unloaded may be used by what began before: the longest deadline an app can have."""
+LOOK_S = 0.02
 CONTROL = re.compile(r"[\x00-\x1f]")
 BASE_FILE = "base.json"
 CONFIG_FILE = "adapter_config.json"
@@ -63,10 +67,14 @@ class EngineState(NamedTuple):
 
 @dataclass(slots=True)
 class Adapters:
-    """Those that vLLM was told of, by served name."""
+    """Those that vLLM was told of, by served name. `leaving`: those that no request gets any more, but that vLLM still
+    has; `users`: how many requests are under way with each; `removals`: what takes them out of vLLM."""
 
     most: int
     requests: dict[str, Any] = field(default_factory=dict)
+    leaving: dict[str, Any] = field(default_factory=dict)
+    users: Counter[str] = field(default_factory=Counter)
+    removals: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     numbers: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -96,24 +104,24 @@ class EngineReplica:
         """`Admitted`, then the pieces. Leaving it ends the request in vLLM. Raises as `LanguageModel.stream`, and
         AdapterMissing."""
         deadline = time.monotonic() + within_s
-        lora = self._adapter(request.adapter)
-        prompt = await self._prompt(request)
-        prompt_tokens = len(prompt["prompt_token_ids"])
-        most = min(request.max_tokens, self._model_len - prompt_tokens)
-        if most < 1:
-            raise BadRequest(
-                f"the prompt has {prompt_tokens} tokens, but the model reads {self._model_len} with its answer",
-                field="messages" if request.messages else "prompt",
-            )
-        blocks = self._room.admit(prompt_tokens + most)
-        try:
-            yield Admitted(prompt_tokens)
-            pieces = self._pieces(prompt, sampling(request, most), lora, deadline)
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    yield piece
-        finally:
-            self._room.release(blocks)
+        with self._using(request.adapter) as lora:
+            prompt = await self._prompt(request)
+            prompt_tokens = len(prompt["prompt_token_ids"])
+            most = min(request.max_tokens, self._model_len - prompt_tokens)
+            if most < 1:
+                raise BadRequest(
+                    f"the prompt has {prompt_tokens} tokens, but the model reads {self._model_len} with its answer",
+                    field="messages" if request.messages else "prompt",
+                )
+            blocks = self._room.admit(prompt_tokens + most)
+            try:
+                yield Admitted(prompt_tokens)
+                pieces = self._pieces(prompt, sampling(request, most), lora, deadline)
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        yield piece
+            finally:
+                self._room.release(blocks)
 
     async def _pieces(self, prompt: Any, params: Any, lora: Any, deadline: float) -> AsyncGenerator[Piece, None]:
         from vllm.exceptions import VLLMClientError
@@ -176,10 +184,10 @@ class EngineReplica:
     async def load_adapter(self, name: str, folder: str, files: Mapping[str, bytes] | None = None) -> bool:
         """Serve the adapter in `folder`, or made of `files`, as `name`; again does nothing. False: there is no such
         folder on this machine, send the files. Raises PhaseFailed, Overloaded."""
-        if name in self._adapters.requests:
+        if self._has(name):
             return True
         async with self._adapters.lock:
-            if name in self._adapters.requests:
+            if self._has(name):
                 return True
             path = Path(folder)
             if files is not None:
@@ -189,15 +197,21 @@ class EngineReplica:
             await self._add(name, path)
         return True
 
+    def _has(self, name: str) -> bool:
+        """One that was about to go stays."""
+        if name in self._adapters.leaving:
+            self._adapters.requests[name] = self._adapters.leaving.pop(name)
+        return name in self._adapters.requests
+
     async def _add(self, name: str, folder: Path) -> None:
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.exceptions import EngineDeadError
 
         await asyncio.to_thread(self._check_adapter, name, folder)
-        if len(self._adapters.requests) >= self._adapters.most:
+        held = sorted([*self._adapters.requests, *self._adapters.leaving])
+        if len(held) >= self._adapters.most:
             raise Overloaded(
-                f"the engine holds {self._adapters.most} adapters, {sorted(self._adapters.requests)}: raise "
-                "language_model.max_adapters",
+                f"the engine holds {self._adapters.most} adapters, {held}: raise language_model.max_adapters",
                 retry_after_s=60.0,
             )
         self._adapters.numbers += 1
@@ -231,22 +245,55 @@ class EngineReplica:
             )
 
     async def unload_adapter(self, name: str) -> None:
-        async with self._adapters.lock:
-            request = self._adapters.requests.pop(name, None)
-            if request is not None:
-                await self._engine.remove_lora(request.lora_int_id)
-                await asyncio.to_thread(shutil.rmtree, self._copies / name, ignore_errors=True)
-                log.info("engine.adapter.unloaded", adapter=name)
+        """No new request gets it from now on. Returns when those under way are through, and vLLM is rid of it; a caller
+        that does not wait for that does not stop it."""
+        adapters = self._adapters
+        if name in adapters.requests:
+            adapters.leaving[name] = adapters.requests.pop(name)
+        if name in adapters.leaving and name not in adapters.removals:
+            adapters.removals[name] = asyncio.create_task(self._remove(name))
+        if name in adapters.removals:
+            await asyncio.shield(adapters.removals[name])
+
+    async def _remove(self, name: str) -> None:
+        """From vLLM, once nothing uses it, unless it is loaded again before. vLLM would load an adapter that a request
+        still has anew, from files that are gone, and end."""
+        adapters = self._adapters
+        until = time.monotonic() + LEAVES_S
+        try:
+            while name in adapters.leaving:
+                if adapters.users[name] and time.monotonic() < until:
+                    await asyncio.sleep(LOOK_S)
+                    continue
+                async with adapters.lock:
+                    if adapters.users[name] and time.monotonic() < until:
+                        continue  # meanwhile it was loaded again, asked, and unloaded again
+                    request = adapters.leaving.pop(name, None)
+                    if request is not None:
+                        await self._engine.remove_lora(request.lora_int_id)
+                        await asyncio.to_thread(shutil.rmtree, self._copies / name, ignore_errors=True)
+                        log.info("engine.adapter.unloaded", adapter=name)
+        finally:
+            # Here and not in a callback, which runs later: an unload that came in between would wait for this task.
+            del adapters.removals[name]
 
     async def adapters(self) -> Sequence[str]:
         return sorted(self._adapters.requests)
 
-    def _adapter(self, name: str) -> Any:
+    @contextmanager
+    def _using(self, name: str) -> Iterator[Any]:
         if not name:
-            return None
+            yield None
+            return
         if name not in self._adapters.requests:
             raise AdapterMissing(f"this engine has no adapter {name} yet")
-        return self._adapters.requests[name]
+        self._adapters.users[name] += 1
+        try:
+            yield self._adapters.requests[name]
+        finally:
+            self._adapters.users[name] -= 1
+            if not self._adapters.users[name]:
+                del self._adapters.users[name]
 
     # --- itself
 

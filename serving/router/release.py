@@ -20,7 +20,7 @@ from serving.config import Limits
 from serving.errors import NotFound, PalateError
 from serving.generate.generator import Event, Generated, Generator, Wish
 from serving.pipeline import Answer, Line, Pipeline
-from serving.ports import LanguageModel, Vectors
+from serving.ports import LanguageModel, LanguageRequest, Piece, Vectors
 from serving.schema import AppSpec, Query
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
@@ -61,6 +61,7 @@ class ServedRelease:
         self.version = str(version)
         self.spec = loaded.spec
         self._loaded = loaded
+        self._generating = _UnderWay()
         self._batcher: Batcher[Query, Answer] = Batcher(
             self._answer_batch,
             max_batch=limits.max_batch,
@@ -93,11 +94,12 @@ class ServedRelease:
         """What the phase generate makes of `lines`; see `Generator.answer`. Closing it ends the work."""
         try:
             answer = self.generator.answer(query, lines, wish, deadline, last_resort=last_resort)
-            async with aclosing(answer) as events:
-                async for event in events:
-                    if isinstance(event, Generated):
-                        self._note(event)
-                    yield event
+            with self._generating:
+                async with aclosing(answer) as events:
+                    async for event in events:
+                        if isinstance(event, Generated):
+                            self._note(event)
+                        yield event
         except PalateError:
             metrics.ANSWERS.labels(self.spec.name, self.version, "failed").inc()
             raise
@@ -120,7 +122,7 @@ class ServedRelease:
         """Raises NotFound for an app without one."""
         if self._loaded.model is None:
             raise NotFound(f"{self.spec.name} has no language model", field="model")
-        return self._loaded.model
+        return _Counted(self._loaded.model, self._generating)
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """(len(texts), dimension). Raises NotFound for an app without an embedder."""
@@ -158,8 +160,9 @@ class ServedRelease:
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._batcher.close()
+                await self._generating.ended()
         except (TimeoutError, asyncio.CancelledError):
-            pass  # a pipeline that hangs: every request in it was answered, or refused, at its deadline
+            pass  # what hangs: every request in it was answered, or refused, at its deadline
         if self._loaded.model is not None:
             await self._loaded.model.close()
         await asyncio.to_thread(self._loaded.close)
@@ -172,6 +175,48 @@ class ServedRelease:
         for phase, milliseconds in answers[0].timings_ms.items():
             metrics.PHASE_SECONDS.labels(app, self.version, phase).observe(milliseconds / 1000)
         return answers
+
+
+class _UnderWay:
+    """Enter it for each piece of work that closing has to wait for."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def ended(self) -> None:
+        while self._count:
+            await self._none.wait()
+
+
+class _Counted:
+    """Implements `LanguageModel`: another one, whose answers count as work under way."""
+
+    def __init__(self, model: LanguageModel, under_way: _UnderWay) -> None:
+        self.model = model.model
+        self._model = model
+        self._under_way = under_way
+        self.load_adapter = model.load_adapter
+        self.unload_adapter = model.unload_adapter
+        self.adapters = model.adapters
+        self.ready = model.ready
+        self.close = model.close
+
+    async def stream(self, request: LanguageRequest, deadline: float) -> AsyncGenerator[Piece, None]:
+        with self._under_way:
+            async with aclosing(self._model.stream(request, deadline)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
 
 class _gathered:

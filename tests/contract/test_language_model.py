@@ -3,10 +3,14 @@ The engine's adapter keeps it in tests/integration/test_vllm_engine.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncGenerator, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from serving.errors import (
@@ -20,8 +24,8 @@ from serving.errors import (
 )
 from serving.fakes import FakeLanguageModel
 from serving.generate.connect import connect_language_model
-from serving.generate.openai_model import OpenaiModel
-from serving.ports import LanguageRequest, Piece
+from serving.generate.openai_model import OpenaiModel, _told_s
+from serving.ports import LanguageRequest, Piece, Usage
 from serving.schema import LanguageModelSpec
 from tests.language_models import LONG, QUESTION, SCHEMA, Case, LanguageModelContract, text_of, told
 from tests.openai_stream import StreamingServer, streaming_server
@@ -101,7 +105,7 @@ async def test_what_may_pass_is_tried_again(server: StreamingServer, status: int
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(429, Overloaded), (500, PhaseFailed), (503, StoreUnavailable), (400, BadRequest), (401, PhaseFailed)],
+    [(429, Overloaded), (500, StoreUnavailable), (503, StoreUnavailable), (400, BadRequest), (401, PhaseFailed)],
 )
 async def test_what_a_server_refuses_says_what_to_do(
     server: StreamingServer, status: int, error: type[PalateError]
@@ -112,6 +116,52 @@ async def test_what_a_server_refuses_says_what_to_do(
     assert len(server.bodies) == 1
     if isinstance(raised.value, Overloaded):
         assert raised.value.retry_after_s == 7.0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_wait_that_is_too_long_is_told_at_once(server: StreamingServer, status: int) -> None:
+    server.refusals = [(status, {"retry-after": "20"})] * 3
+    began = time.monotonic()
+    with pytest.raises((Overloaded, StoreUnavailable)) as raised:
+        await told(model_of(server), QUESTION, within_s=10)
+    assert time.monotonic() - began < 5
+    assert len(server.bodies) == 1
+    assert isinstance(raised.value, Overloaded if status == 429 else StoreUnavailable)
+    if isinstance(raised.value, Overloaded):
+        assert raised.value.retry_after_s == 20.0
+
+
+async def test_tries_that_are_used_up_say_what_the_last_one_was_told(server: StreamingServer) -> None:
+    server.refusals = [(503, {"retry-after-ms": "1"}), (429, {"retry-after-ms": "1"}), (429, {"retry-after": "7"})]
+    with pytest.raises(Overloaded) as raised:
+        await told(model_of(server, retries=2), QUESTION)
+    assert (len(server.bodies), raised.value.retry_after_s) == (3, 7.0)
+
+
+def test_what_a_server_says_of_waiting_is_understood() -> None:
+    def told_s(**headers: str) -> float | None:
+        return _told_s(httpx2.Response(429, headers={name.replace("_", "-"): told for name, told in headers.items()}))
+
+    assert told_s(retry_after="2.5") == 2.5
+    assert told_s(retry_after_ms="1500", retry_after="9") == 1.5
+    in_a_minute = told_s(retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))
+    assert in_a_minute is not None
+    assert 55 < in_a_minute <= 60
+    assert [told_s(), *(told_s(retry_after=told) for told in ("soon", "-3", "0", "nan", "inf"))] == [None] * 6
+
+
+@pytest.mark.parametrize("asked", [QUESTION, LanguageRequest(prompt="Which shops are open?")])
+async def test_what_a_content_filter_ends_is_the_inputs_fault(
+    server: StreamingServer, asked: LanguageRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def filtered(*_: object) -> AsyncGenerator[Piece, None]:
+        yield Piece("The ")
+        yield Piece("", "content_filter", Usage(3, 1))
+
+    monkeypatch.setattr(server.model, "stream", filtered)
+    with pytest.raises(PhaseFailed, match="content_filter") as raised:
+        await told(model_of(server), asked)
+    assert raised.value.field == ("messages" if asked.messages else "prompt")
 
 
 async def test_an_answer_that_breaks_off_is_not_repeated(server: StreamingServer) -> None:

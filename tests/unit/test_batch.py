@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from referencing.exceptions import Unresolvable
 
 from serving.errors import BadRequest, Overloaded, PalateError, PhaseFailed, ReplicaLost, StoreUnavailable
 from serving.fakes import FakeLanguageModel
@@ -95,8 +98,9 @@ def test_a_model_that_is_away_ends_the_job_and_the_next_run_goes_on(
     fault: PalateError, prompts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
+    first_ten = {f"say {n}" for n in range(10)}
     with pytest.raises(BatchStopped):
-        run(prompts, out, worker(lambda r: fault if int(r.messages[-1].content.split()[1]) >= 10 else say(r)))
+        run(prompts, out, worker(lambda r: say(r) if r.messages[-1].content in first_ten else fault))
     assert len(list(read_lines(out))) == 10
     asked: list[str] = []
 
@@ -112,6 +116,61 @@ def test_a_model_that_is_away_ends_the_job_and_the_next_run_goes_on(
 def test_a_model_that_refuses_everything_ends_the_job(prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(BatchStopped, match=f"refused {REFUSALS_IN_A_ROW}"):
         run(prompts, tmp_path / "out.jsonl", worker([BadRequest("no")], at_once=1))
+
+
+def filtered() -> PalateError:
+    fault = PhaseFailed("ended its answer: content_filter", phase="generate")
+    fault.field = "messages"
+    return fault
+
+
+@pytest.mark.parametrize("fault", [filtered(), StoreUnavailable("HTTP 500"), ReplicaLost("died of it")])
+@pytest.mark.parametrize("bad", [3, 29])
+def test_an_input_that_alone_fails_is_an_error_and_the_others_go_on(
+    fault: PalateError, bad: int, prompts: Path, tmp_path: Path
+) -> None:
+    by = worker(lambda r: fault if r.messages[-1].content == f"say {bad}" else say(r), at_once=1)
+    lines = run(prompts, tmp_path / "out.jsonl", by)
+    assert [line["id"] for line in lines if "error" in line] == [f"p{bad}"]
+    assert fault.detail in lines[bad]["error"]
+    assert len(lines) == 30
+
+
+def test_no_room_is_no_inputs_fault(prompts: Path, tmp_path: Path) -> None:
+    full = Overloaded("full", retry_after_s=0.001)
+    with pytest.raises(BatchStopped, match="full"):
+        run(prompts, tmp_path / "out.jsonl", worker(lambda r: full if r.messages[-1].content == "say 3" else say(r)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ('{"n": 123456789012345678901234567890}', "64 bits"),
+        ('{"n": 1, "x": [-9223372036854775809]}', "64 bits"),
+        ('{"n": 1, "x": NaN}', "JSON"),
+        ('{"n": 1, "x": 1e999}', "JSON"),
+        ('{"n": 1, "x": "\\ud800"}', "JSON"),
+        ('{"n": 1, "x": ' + "[" * 300 + "]" * 300 + "}", "Recursion"),
+    ],
+)
+def test_json_that_cannot_be_written_as_it_was_said_is_an_error(answer: str, why: str, tmp_path: Path) -> None:
+    inputs = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    [line] = run(inputs, tmp_path / "out.jsonl", worker([answer], Wish(schema=SCHEMA)))
+    assert why in line["error"]
+    assert line["text"] == answer
+
+
+def test_numbers_that_fit_are_kept_as_they_are(tmp_path: Path) -> None:
+    inputs = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    said = '{"n": 18446744073709551615, "x": [1e300, -0.5, -9223372036854775808]}'
+    [line] = run(inputs, tmp_path / "out.jsonl", worker([said], Wish(schema=SCHEMA)))
+    assert line["data"] == json.loads(said)
+
+
+def test_half_characters_are_joined_or_replaced(tmp_path: Path) -> None:
+    inputs = write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    [line] = run(inputs, tmp_path / "out.jsonl", worker(["\ud83c\udf4e red \ud83c"]))
+    assert line["text"] == "\U0001f34e red \ufffd"
 
 
 def test_a_refused_line_is_an_error_and_can_be_asked_again(prompts: Path, tmp_path: Path) -> None:
@@ -137,6 +196,15 @@ def test_an_answer_that_does_not_fit_is_drawn_again_then_an_error(tmp_path: Path
     [line] = run(inputs, tmp_path / "bad.jsonl", worker(['{"n": "x"}'], Wish(schema=SCHEMA)))
     assert "does not fit the schema" in line["error"]
     assert line["text"] == '{"n": "x"}'
+
+
+def test_a_schema_elsewhere_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: fetched.append(address))
+    inputs = write(tmp_path / "in.jsonl", [{"prompt": "a", "schema": {"$ref": "http://10.0.0.1/x"}}])
+    with suppress(Unresolvable):
+        run(inputs, tmp_path / "out.jsonl", worker(lambda _: "{}"))
+    assert fetched == []
 
 
 def test_another_wish_does_not_go_on(prompts: Path, tmp_path: Path) -> None:

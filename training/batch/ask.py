@@ -2,7 +2,8 @@
 
 What may pass (no room, a cut connection, an engine that starts anew) is waited for, with growing waits that hold for
 all requests; then the job ends: one that went on while a server was restarting would look as if it had succeeded. What
-the model does not take (a prompt that is too long, say) is the line's own fault, unless everything is refused.
+the model does not take (a prompt that is too long, say) is the line's own fault, unless everything is refused; so is
+what it fails at, again and again, while it answers something else.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ import time
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from serving.errors import BadRequest, DeadlineExceeded, Overloaded, PhaseFailed, ReplicaLost, StoreUnavailable
-from serving.ports import LanguageModel, LanguageRequest, Usage
+from serving.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    Overloaded,
+    PalateError,
+    PhaseFailed,
+    ReplicaLost,
+    StoreUnavailable,
+)
+from serving.ports import LanguageModel, LanguageRequest, Message, Usage
 from training.errors import BatchStopped
 
 PASSES = (Overloaded, StoreUnavailable, ReplicaLost, DeadlineExceeded)
 REFUSALS_IN_A_ROW = 20
+EASY = LanguageRequest((Message("user", "Say yes."),), max_tokens=16)
+"""What a model that is there answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,7 @@ class Asker:
 
     async def ask(self, request: LanguageRequest) -> Answer:
         """Raises BatchStopped where the model is away, broken, or refuses one request after the other."""
-        fault = ""
+        fault: PalateError | None = None
         async with self._slots:
             for attempt in range(self._patience.tries):
                 await self._pause()
@@ -65,17 +76,29 @@ class Asker:
                 except BadRequest as error:
                     return self._refused(error.detail)
                 except PASSES as error:
-                    fault = f"{type(error).__name__}: {error.detail}"
+                    fault = error
                     self._hold(attempt, error.retry_after_s if isinstance(error, Overloaded) else None)
                 except PhaseFailed as error:
+                    if error.field is not None:  # this input is at fault
+                        return self._refused(error.detail)
                     raise BatchStopped(f"{self.model.model}: {error.detail}") from None
                 else:
                     self._refused_in_a_row = 0
                     return answer
-        raise BatchStopped(
-            f"{self.model.model} did not answer in {self._patience.tries} tries, at last: {fault}. What was done is "
-            "kept: run it again when the model is back"
-        )
+            why = f"did not answer in {self._patience.tries} tries, at last: {type(fault).__name__}: {fault}"
+            if not isinstance(fault, Overloaded) and await self._is_there():
+                return self._refused(f"{self.model.model} {why}")
+        raise BatchStopped(f"{self.model.model} {why}. What was done is kept: run it again when the model is back")
+
+    async def _is_there(self) -> bool:
+        await self._pause()
+        try:
+            await self._once(EASY)
+        except BadRequest:
+            return True
+        except (*PASSES, PhaseFailed):
+            return False
+        return True
 
     async def _once(self, request: LanguageRequest) -> Answer:
         text, reason, usage = "", "", None
@@ -84,6 +107,8 @@ class Asker:
             async for piece in pieces:
                 text += piece.text
                 reason, usage = piece.finish_reason or reason, piece.usage or usage
+        # Of a character that came in two pieces the halves are joined; half a one cannot be written.
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         return Answer(text, reason, usage)
 
     def _refused(self, why: str) -> Answer:

@@ -18,6 +18,7 @@ import jsonschema
 import orjson
 
 from registry.content import digest_json
+from serving.generate.prompt import validator_of
 from serving.ports import LanguageRequest, Message
 from training.batch.ask import Answer, Asker
 from training.batch.file import About, Entry
@@ -152,15 +153,24 @@ def _again(request: LanguageRequest, number: int) -> LanguageRequest:
 def _checked(answer: Answer, schema: Mapping[str, Any]) -> tuple[Any, str]:
     """(the data, what is wrong with them)."""
     try:
-        data = json.loads(answer.text)
-    except ValueError as error:
+        data = _parsed(answer.text)
+    except (ValueError, orjson.JSONEncodeError) as error:
         cut = " (it was cut off at max_tokens)" if answer.finish_reason == "length" else ""
-        return None, f"the answer is not JSON: {error}{cut}"
-    found = next(jsonschema.Draft202012Validator(schema).iter_errors(data), None)
+        return None, f"the answer cannot be kept as JSON: {error}{cut}"
+    found = next(validator_of(schema).iter_errors(data), None)
     return (
         data,
         "" if found is None else f"the answer does not fit the schema: {found.json_path}: {found.message[:200]}",
     )
+
+
+def _parsed(text: str) -> Any:
+    """Only what can be written as it was read. Raises ValueError, orjson.JSONEncodeError."""
+    data = orjson.loads(text)
+    orjson.dumps({"data": data})  # it nests less deeply than what is read may
+    if data != json.loads(text):
+        raise ValueError("it has a whole number of more than 64 bits, which would be rounded")
+    return data
 
 
 def _told(answer: Answer) -> dict[str, Any]:
