@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import orjson
 
 from registry.content import digest_json
-from serving.generate.prompt import validator_of
+from serving.errors import BadRequest
+from serving.generate.prompt import checked_schema, validator_of
 from serving.ports import LanguageRequest, Message
 from training.batch.ask import Answer, Asker
 from training.batch.file import About, Entry
@@ -114,14 +114,12 @@ def request_of(line: str, wish: Wish) -> LanguageRequest:
         raise BadLine("it is no JSON object with `prompt` or `messages`")
     schema = raw.get("schema", wish.schema)
     most = raw.get("max_tokens", wish.max_tokens)
-    if schema is not None and not isinstance(schema, dict):
-        raise BadLine("`schema` has to be a JSON schema: an object")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise BadLine("`max_tokens` has to be a whole number above 0")
     try:
-        jsonschema.Draft202012Validator.check_schema(schema or {})
-    except jsonschema.SchemaError as error:
-        raise BadLine(f"`schema` is no JSON schema: {error.message}") from None
+        schema = None if schema is None else checked_schema(schema, "`schema`")
+    except BadRequest as error:
+        raise BadLine(str(error)) from None
     messages = _messages(raw)
     if wish.system and messages[0].role != "system":
         messages = (Message("system", wish.system), *messages)

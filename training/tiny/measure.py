@@ -19,8 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema
-
+from serving.generate.prompt import validator_of
 from training.tiny.corpus import Lesson
 
 MOST_TOKENS = 400
@@ -114,7 +113,7 @@ def is_valid(text: str, schema: Mapping[str, Any] | None) -> bool:
     if schema is None:
         return bool(text.strip())
     try:
-        return bool(jsonschema.Draft202012Validator(schema).is_valid(json.loads(text)))
+        return bool(validator_of(schema).is_valid(json.loads(text)))
     except ValueError:
         return False
 
