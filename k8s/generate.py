@@ -6,6 +6,8 @@ a release `palate` in the namespace `palate`. What only Helm reads (hooks, its l
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +30,24 @@ def rendered(helm: str, profile: str) -> Objects:
     command = [helm, "template", "palate", str(CHART), "--namespace", "palate",
                "--values", str(CHART / "profiles" / f"{profile}.yaml")]  # fmt: skip
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    objects = [without_helm(one) for one in yaml.safe_load_all(text) if one and not is_test(one)]
+    found = [one for one in yaml.safe_load_all(text) if one and "test" not in hooks(one)]
+    objects = [without_helm(named_by_template(one)) for one in found]
     return {(one["kind"], one["metadata"]["name"]): one for one in objects}
 
 
-def is_test(manifest: dict[str, Any]) -> bool:
-    hooks = (manifest["metadata"].get("annotations") or {}).get("helm.sh/hook", "")
-    return "test" in hooks.split(",")
+def hooks(manifest: dict[str, Any]) -> list[str]:
+    said: str = (manifest["metadata"].get("annotations") or {}).get("helm.sh/hook", "")
+    return said.split(",") if said else []
+
+
+def named_by_template(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Helm deletes a hook Job before it makes the next of that name; `kubectl apply` would change its pod template,
+    which an API server refuses."""
+    if manifest["kind"] != "Job" or not hooks(manifest):
+        return manifest
+    template = json.dumps(manifest["spec"]["template"], sort_keys=True)
+    digest = hashlib.sha256(template.encode()).hexdigest()[:8]
+    return {**manifest, "metadata": {**manifest["metadata"], "name": f"{manifest['metadata']['name']}-{digest}"}}
 
 
 def without_helm(value: Any) -> Any:

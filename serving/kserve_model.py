@@ -101,9 +101,9 @@ class ReleaseModel(kserve.Model):  # type: ignore[misc]  # kserve has no types
         return Request(scope, receive)
 
 
-def run_server(config: ServingConfig, app: str, named: str, port: int) -> None:
-    """Serve a version or an alias of the app until SIGTERM. Raises PalateError or RegistryError for what is set up
-    wrongly."""
+def run_server(config: ServingConfig, app: str, named: str, port: int, drain_s: int) -> None:
+    """Serve a version or an alias of the app until SIGTERM, and what is in flight then for `drain_s` more. Raises
+    PalateError or RegistryError for what is set up wrongly."""
     configure_logs(config.log)
     tune_interpreter()
     stores = open_stores(config)
@@ -114,7 +114,9 @@ def run_server(config: ServingConfig, app: str, named: str, port: int) -> None:
     log.info("kserve.starts", app=app, release=version.version, port=port)
     # kserve looks for models of its OpenAI classes, with vLLM's import, unless these cannot be imported
     sys.modules["kserve.protocol.rest.openai.config"] = None  # type: ignore[assignment]  # Python's way to say so
-    server = model_server.ModelServer(http_port=port, enable_grpc=False, workers=1, enable_latency_logging=False)
+    server = model_server.ModelServer(
+        http_port=port, enable_grpc=False, workers=1, enable_latency_logging=False, grace_period=drain_s
+    )
     # kserve's handler ends nothing here, and until uvicorn has its own it would swallow SIGTERM
     server.register_signal_handler = lambda: None
     logging.getLogger("kserve.trace").setLevel(logging.WARNING)  # a line for each request

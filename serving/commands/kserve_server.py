@@ -19,12 +19,13 @@ def kserve_server(
         str, typer.Option(envvar="PALATE_RELEASE", help="A version's number or an alias; it is kept until the end.")
     ] = "stable",
     port: Annotated[int, typer.Option(help="On all interfaces.", min=1, max=65535)] = 8080,
+    drain_s: Annotated[int, typer.Option(help="Seconds that requests in flight have after SIGTERM.", min=0)] = 45,
 ) -> None:
     """Serve one release by KServe's protocols: /v2, the OpenAI protocol and /v1. Configured by PALATE_* variables.
 
-    Probes: /v2/health/live and /v2/health/ready. In a cluster the controller starts one per version, by the label
-    palate.dev/release on the predictor, which the container reads as PALATE_RELEASE.
+    Probes: /v2/health/live and /readyz, which waits for the release. In a cluster the controller starts one per
+    version, by the label palate.dev/release on the predictor, which the container reads as PALATE_RELEASE.
     """
     from serving.kserve_model import run_server  # kserve reads the command line when it is imported
 
-    run_server(ServingConfig.from_env(), app, version, port)
+    run_server(ServingConfig.from_env(), app, version, port, drain_s)

@@ -80,7 +80,8 @@ def database(url: str, wall: Callable[[], float] = time.time) -> tuple[Reach, st
 def http(
     url: str, headers: Mapping[str, str] | None = None, wall: Callable[[], float] = time.time
 ) -> tuple[Reach, httpx.Response | None]:
-    """GET; the answer whatever its status, and the skew of its Date header, which is whole seconds."""
+    """GET; the answer whatever its status, and the skew of its Date header, which is whole seconds. An error that says
+    its `problems`, as /readyz does, is an answer."""
     try:
         before = wall()
         answer = httpx.get(url, headers=headers, timeout=TIMEOUT_S)
@@ -95,6 +96,8 @@ def http(
             skew_s = None
     if answer.status_code in (401, 403):
         return Reach(f"{url} refuses us ({answer.status_code}): the credentials are wrong or missing", skew_s), answer
+    if answer.is_error and "problems" not in json_of(answer):
+        return Reach(f"{url} answers {answer.status_code} {answer.reason_phrase}".rstrip(), skew_s), answer
     return Reach(skew_s=skew_s), answer
 
 

@@ -30,6 +30,7 @@ from tests.chart.rendering import CHART, PROFILES, ROOT, Pod, name_of, of_kind, 
 pytestmark = pytest.mark.parametrize("profile", PROFILES)
 
 FOREIGN = "docker.io/"  # PostgreSQL's image, which is not ours
+OF_KSERVE = "serving.kserve.io/inferenceservice"  # a label that KServe puts on its pods
 
 
 def ours(profile: str) -> list[tuple[Pod, dict[str, Any]]]:
@@ -74,7 +75,7 @@ def check_command(line: list[str]) -> None:
         )
         assert {part for part in arguments if part.startswith("--")} <= set(re.findall(r"--[a-z]+", shown.stdout))
     else:
-        assert program == "bash", line
+        assert program in ("bash", "sleep"), line
 
 
 def check_mlflow(arguments: list[str]) -> None:
@@ -153,7 +154,9 @@ def test_probes_and_services_lead_to_ports_that_are_there(profile: str) -> None:
                 if probe := container.get(kind, {}).get("httpGet"):
                     assert probe["port"] in named | numbers, f"{pod} {kind}"
     for service in of_kind(manifests, "Service"):
-        selected = [p for p in pods(manifests) if service["spec"]["selector"].items() <= p.labels.items()]
+        selector = {key: value for key, value in service["spec"]["selector"].items() if key != OF_KSERVE}
+        selected = [p for p in pods(manifests) if selector.items() <= p.labels.items()]
+        assert selected, name_of(service)
         open_ports = {port["name"] for pod in selected for c in pod.containers for port in c.get("ports", ())}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= open_ports, name_of(service)
 
@@ -187,7 +190,7 @@ def test_probed_paths_are_served(profile: str) -> None:
         "mlflow": ["/health"],
         "chroma": ["/api/v2/heartbeat"],
         "exporter": ["/metrics"],
-        "kserve-container": ["/v2/health/live", "/v2/health/ready"],
+        "kserve-container": ["/v2/health/live", "/readyz"],
     }
     for pod in pods(rendered(profile)):
         for container in pod.containers:
@@ -263,7 +266,8 @@ def test_versions_are_those_of_the_lock_and_the_package(profile: str) -> None:
 
 
 def test_a_pod_has_time_to_drain(profile: str) -> None:
-    """preStop first, then what Ray needs to end; and no request may outlast the drain."""
+    """preStop first, then what the server needs to end; and no request may outlast the drain."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
     for service in of_kind(rendered(profile), "RayService"):
         for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
             spec = group["template"]["spec"]
@@ -272,6 +276,16 @@ def test_a_pod_has_time_to_drain(profile: str) -> None:
             settled = {v["name"]: v.get("value") for v in container["env"]}
             assert spec["terminationGracePeriodSeconds"] > drain_s + 10
             assert float(settled["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"]) < drain_s
+            assert float(settled["RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S"]) + 10 <= drain_s
             config = yaml.safe_load(service["spec"]["serveConfigV2"])
             router = config["applications"][0]["deployments"][0]
             assert router["graceful_shutdown_timeout_s"] < drain_s
+    for pod in pods(rendered(profile)):
+        for container in pod.containers:
+            if container["name"] != "kserve-container":
+                continue
+            waited_s = float(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+            drain_s = float(container["command"][container["command"].index("--drain-s") + 1])
+            assert waited_s >= 10, "gateways learn late that a pod ends"
+            assert drain_s == values["serving"]["drainS"], pod
+            assert pod.spec["terminationGracePeriodSeconds"] > waited_s + drain_s + 10

@@ -3,6 +3,7 @@ of each overlay is what helm renders for the profile of that name."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.rendering import PROFILES, ROOT, tools
+from tests.chart.rendering import PROFILES, ROOT, of_kind, template, tools
 
 sys.path.insert(0, str(ROOT / "k8s"))
 import generate
@@ -33,3 +34,18 @@ def test_kubectl_makes_of_an_overlay_what_helm_renders(profile: str, tmp_path: P
     built = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
     assert built == generate.rendered(str(tools() / "helm"), profile)
     assert "helm.sh/" not in done.stdout
+
+
+def test_kubectl_applies_a_job_of_another_pod_template_beside_the_one_before() -> None:
+    def names(*arguments: str) -> set[str]:
+        done = template("cpu-production", *arguments)
+        assert done.returncode == 0, done.stderr
+        jobs = of_kind([one for one in yaml.safe_load_all(done.stdout) if one], "Job")
+        return {generate.named_by_template(job)["metadata"]["name"] for job in jobs}
+
+    before = names()
+    assert len(before) == 1
+    assert all(re.fullmatch(r"palate-migrate-[0-9a-f]{8}", name) for name in before)
+    assert names() == before
+    assert not names("--set", "image.tag=0.0.9") & before
+    assert not names("--set", "config.max_queue=512") & before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from tests.chart.rendering import (
     CHART,
@@ -44,8 +45,6 @@ def test_every_object_stands_in_the_namespace_under_a_name_of_its_own(profile: s
 
 
 def test_a_release_of_another_name_shares_no_object_and_selects_no_pod_of_this_one(profile: str) -> None:
-    import yaml
-
     other = template(profile, release="second")
     assert other.returncode == 0, other.stderr
     manifests = [one for one in yaml.safe_load_all(other.stdout) if one]
@@ -90,3 +89,15 @@ def test_the_schema_comes_before_what_uses_it(profile: str) -> None:
     account = job["spec"]["template"]["spec"]["serviceAccountName"]
     (found,) = of_kind(manifests, "ServiceAccount", account)
     assert found["metadata"].get("annotations", {}).get("helm.sh/hook", "") == hooks
+
+
+@pytest.mark.parametrize("other", ["config.max_queue=512", "image.tag=0.0.9", "postgresql.port=6543", "labels.team=x"])
+def test_a_job_of_another_pod_template_has_another_name(profile: str, other: str) -> None:
+    """An API server refuses to change the template. Helm deletes a hook Job before it makes the next."""
+    done = template(profile, "--set", other)
+    assert done.returncode == 0, done.stderr
+    was = {name_of(one): one for one in of_kind(rendered(profile), "Job")}
+    now = {name_of(one): one for one in of_kind([one for one in yaml.safe_load_all(done.stdout) if one], "Job")}
+    for name in was.keys() & now.keys():
+        if "helm.sh/hook" not in was[name]["metadata"].get("annotations", {}):
+            assert was[name]["spec"]["template"] == now[name]["spec"]["template"], name

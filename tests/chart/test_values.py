@@ -125,6 +125,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gateway", {"gateway": {"enabled": True}}, "gateway.parentRefs"),
     ("ingress", {"ingress": {"enabled": True}}, "ingress.host"),
     ("callers", {"ingress": {"enabled": True, "host": "x"}}, "networkPolicy.callers"),
+    ("kserve-callers", {"engine": "kserve"}, "engine kserve needs networkPolicy.callers"),
     ("mlflow-uri", {"mlflow": {"mode": "existing"}}, "needs mlflow.uri"),
     ("mlflow-mode", {"mlflow": {"uri": "https://mlflow.example.com"}}, "mlflow.mode is bundled"),
     ("mlflow-claim", {"mlflow": {"replicas": 2}}, "mlflow.artifacts.destination"),

@@ -10,7 +10,10 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -51,8 +54,15 @@ def router(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def container(
     router: tuple[Endpoint, Server], mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    endpoint, server = router
-    folder = tmp_path_factory.mktemp("container")
+    with started(*router, mlflow_uri, tmp_path_factory.mktemp("container")) as (server, _):
+        yield server
+
+
+@contextmanager
+def started(
+    endpoint: Endpoint, server: Server, mlflow_uri: str, folder: Path, *arguments: str
+) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
+    """The container once it is ready."""
     port = free_port()
     env = {
         **os.environ,
@@ -62,7 +72,7 @@ def container(
         "PALATE_THREADS": "1",
         "PALATE_TRAFFIC_POLL_S": "0.05",
     }
-    command = [sys.executable, "-m", "serving.cli", "kserve-server", "--app", APP, "--port", str(port)]
+    command = [sys.executable, "-m", "serving.cli", "kserve-server", "--app", APP, "--port", str(port), *arguments]
     with (
         (folder / "output").open("wb") as output,
         subprocess.Popen(command, env=env, stdout=output, stderr=output) as process,
@@ -71,7 +81,7 @@ def container(
             url = f"http://127.0.0.1:{port}"
             wait_for(lambda: process.poll() is not None or _is_ready(url), 240)
             assert process.poll() is None, (folder / "output").read_text()
-            yield server._replace(url=url)
+            yield server._replace(url=url), process
         finally:
             process.terminate()
             assert process.wait(120) in (0, -15), (folder / "output").read_text()
@@ -79,7 +89,7 @@ def container(
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/v2/health/ready").status_code == 200
+        return httpx.get(f"{url}/readyz").status_code == 200
     except httpx.TransportError:
         return False
 
@@ -329,3 +339,19 @@ def test_the_container_speaks_the_other_protocols_too(container: Server) -> None
         assert answer["results"][0]["id"] == "TEA000"
         assert [model["id"] for model in client.get("/openai/v1/models").json()["data"]] == [APP]
         assert "palate_requests" in client.get("/metrics").text
+
+
+def test_what_is_in_flight_at_sigterm_has_the_time_that_was_said(
+    router: tuple[Endpoint, Server], mlflow_uri: str, tmp_path: Path
+) -> None:
+    """kserve's own are 30 s, whatever the pod is given. A request whose body does not end is in flight."""
+    with started(*router, mlflow_uri, tmp_path, "--drain-s", "3") as (server, process):
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as caller:
+            head = f"POST /v1/apps/{APP}/query HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {server.key}\r\n"
+            caller.sendall(f"{head}content-type: application/json\r\ncontent-length: 999\r\n\r\n{{".encode())
+            time.sleep(1)  # until it is read: nothing tells the caller
+            process.terminate()
+            began = time.monotonic()
+            process.wait(60)
+            assert 2.5 < time.monotonic() - began < 20

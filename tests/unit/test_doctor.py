@@ -113,14 +113,17 @@ def test_everything_that_failed_says_how_to_mend_it() -> None:
 
 
 class Clock(BaseHTTPRequestHandler):
-    """A server whose clock is an hour ahead, and that refuses who shows no credentials on /private."""
+    """A server whose clock is an hour ahead, that refuses who shows no credentials on /private, fails on /broken and
+    serves not all of its apps."""
 
     def do_GET(self) -> None:
-        self.send_response_only(401 if self.path == "/private" else 200)
+        failing = 500 if self.path.startswith("/broken") else 200
+        self.send_response_only({"/private": 401, "/readyz": 503}.get(self.path, failing))
+        body = b'{"ready": false, "problems": {"teas": "it loads"}}' if self.path == "/readyz" else b"{}"
         self.send_header("date", formatdate(1_800_003_600, usegmt=True))
-        self.send_header("content-length", "2")
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
@@ -144,6 +147,17 @@ def test_a_clock_is_read_from_the_date_header(server: str) -> None:
     away, nothing = probes.http(f"http://127.0.0.1:{free_port()}/health")
     assert "does not answer" in away.problem
     assert nothing is None
+
+
+def test_an_error_is_no_answer_unless_it_says_its_problems(server: str, tmp_path: Path) -> None:
+    broken, _ = probes.http(f"{server}/broken")
+    assert broken.problem == f"{server}/broken answers 500 Internal Server Error"
+    unready, answer = probes.http(f"{server}/readyz")
+    assert unready.problem == ""
+    assert probes.json_of(answer)["problems"] == {"teas": "it loads"}
+    _, found = run(tmp_path, PALATE_MLFLOW_URI=f"{server}/broken", PALATE_URL=server)
+    assert (found["MLflow"]["state"], found["endpoint"]["state"]) == ("failed", "ok")
+    assert found["serving teas"]["detail"] == "it loads"
 
 
 def test_a_databases_clock_is_compared_with_ours(tmp_path: Path) -> None:

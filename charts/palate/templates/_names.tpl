@@ -66,11 +66,25 @@ http://{{ include "palate.fullname" . }}-chroma.{{ .Release.Namespace }}.svc:800
 {{- end -}}
 {{- end -}}
 
-{{/* The Service that KubeRay keeps on the endpoint of the serving Ray cluster. */}}
-{{- define "palate.serveService" -}}{{ include "palate.fullname" . }}-serve-svc{{- end -}}
+{{- define "palate.incremental" -}}
+{{- if and (eq .Values.engine "rayservice") (eq .Values.ray.upgrade.type "NewClusterWithIncrementalUpgrade") }}yes{{ end -}}
+{{- end -}}
+
+{{/* The Service of the endpoint: KubeRay keeps it on the Ray cluster that serves. With incremental upgrades KubeRay names
+     its Services after Ray clusters, and this one is ours, on the pods of both. */}}
+{{- define "palate.serveService" -}}
+{{ include "palate.fullname" . }}{{ if include "palate.incremental" . }}-endpoint{{ else }}-serve-svc{{ end }}
+{{- end -}}
 
 {{- define "palate.endpointUrl" -}}
 http://{{ include "palate.serveService" . }}.{{ .Release.Namespace }}.svc:8000
+{{- end -}}
+
+{{/* kserve: the Service of an app: (list $ "name"). */}}
+{{- define "palate.appService" -}}
+{{- $name := printf "%s-app-%s" (include "palate.fullname" (index . 0)) (index . 1) -}}
+{{- if gt (len $name) 63 }}{{ $name = printf "%s-%s" (trunc 54 $name | trimSuffix "-") (sha256sum $name | trunc 8) }}{{ end -}}
+{{ $name }}
 {{- end -}}
 
 {{- define "palate.appNames" -}}{{ keys (default dict .Values.apps) | sortAlpha | join "," }}{{- end -}}

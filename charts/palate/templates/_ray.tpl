@@ -9,6 +9,7 @@
 - {name: RAY_SERVE_HAPROXY_NBTHREAD, value: {{ include "palate.number" .Values.serving.haproxyThreads | quote }}}
 - {name: RAY_SERVE_HAPROXY_METRICS_ENABLED, value: "0"}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: {{ sub (int64 .Values.serving.drainS) 15 | quote }}}
+- {name: RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S, value: {{ min 30 (sub (int64 .Values.serving.drainS) 15) | quote }}}
 {{- /* Serve kills a proxy that is not up after three times 5 s, which a node full of starting replicas does not give it. */}}
 - {name: RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S, value: "30"}
 - {name: RAY_worker_niceness, value: "0"}
