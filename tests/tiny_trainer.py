@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serving.schema import AppSpec
-from training.ports import Loop, Task, Trained
+from training.ports import OBJECTIVE, Loop, Task, Trained
 
 ROWS = 32
 
@@ -86,7 +86,7 @@ class TinyTrainer:
             if save := step % options.save_every == 0 or step == options.steps:
                 with torch.no_grad():
                     whole = torch.nn.functional.mse_loss(model(x).squeeze(1), y).item()
-                metrics["validation_loss"] = whole
+                metrics["validation_loss"] = metrics[OBJECTIVE] = whole
 
             def write(folder: Path, step: int = step) -> None:
                 if step == options.full_at:

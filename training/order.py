@@ -6,7 +6,7 @@ for `write_items`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Comparison:
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a run works with; `training.wiring` has the real ones. `tune` returns the task with the options that won,
-    `interactions` what the app's users did."""
+    `interactions` what the app's users did, `forgotten` the pseudonyms of an app that may be in nothing any more."""
 
     config: TrainingConfig
     releases: ReleaseStore
@@ -122,6 +122,7 @@ class Means:
     judge: Callable[[Comparison, Progress], Judged]
     track: Callable[[Run, Path], Tracking]
     interactions: Callable[[AppSpec, Path], Interactions]
+    forgotten: Callable[[str], Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)

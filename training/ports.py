@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from training.evidence import Evidence
 
 
+OBJECTIVE = "objective"
+"""The metric by which a search judges a trial, the lower the better: every loop reports it with its validation. It has
+to mean the same whatever options are drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One training, as plain paths and values: it is pickled to the workers.

@@ -22,13 +22,13 @@ from registry.errors import RegistryUnavailable, ReleaseNotFound
 from registry.manifest import from_json, to_json
 from registry.schema import ReleaseVersion
 from training import lineage
-from training.dataset.example import DatasetInfo
+from training.dataset.example import PEOPLE_FILE, DatasetInfo
 from training.errors import RunFenced, TrainingRefused
 from training.index import BuiltRelease, Inputs, ReleaseBuilder
 from training.order import Comparison, DatasetOrder, Means, Order, Result, SnapshotItems, write_items
 from training.ports import NewComponent, StopTraining, Task, Trainer
 from training.publish import TAG_CANARY, Candidate, Judged, lineage_of_components, publish
-from training.run_folder import RunFolder, clean_up
+from training.run_folder import MLFLOW_FILE, RunFolder, clean_up
 from training.runs import Ask, Run, Runs
 from training.tracking import Tracking
 from training.trainers import checked_options, component_of
@@ -128,7 +128,7 @@ class _Steps:
         self._run = run
         self._folder = folder
         self._heartbeat = heartbeat
-        self._tracking = means.track(run, folder.path / "mlflow.json")
+        self._tracking = means.track(run, folder.path / MLFLOW_FILE)
         self._datasets: dict[str, DatasetInfo] = {}
 
     def go(self) -> Result:
@@ -149,6 +149,8 @@ class _Steps:
     def _go(self) -> Result:
         self._tracking.params({**self._order.request, "why": self._run.why, "who": self._run.who})
         data = [f"dataset.{name}" for name in self._order.names]
+        if self._holds_forgotten():  # it was interrupted, and `palate forget` came before it goes on
+            self._folder.clear()
         if self._folder.done(data[-1]) is None:  # its data was never whole: begin with what there is now
             self._folder.forget("items", "stable", *data)
         self._step("items")
@@ -170,6 +172,12 @@ class _Steps:
             why = f"not published; gates: {judged.why}"
             return Result(self._run, "finished", why, self._datasets, judged, folder=self._folder.path)
         self._step("publish")
+        if self._holds_forgotten():
+            self._folder.clear()
+            raise TrainingRefused(
+                "somebody whose data this run learnt from was forgotten meanwhile, so nothing was published: the same "
+                "command begins again without them"
+            )
         candidate = self._candidate(built, judged, trained, stable)
         published = publish(candidate, self._run, self._means.runs, self._means.releases, self._means.journal)
         self._tracking.tags({"palate.version": str(published.version)})
@@ -181,6 +189,16 @@ class _Steps:
     def _step(self, name: str) -> None:
         self._heartbeat.check()
         self._tracking.status(name)
+
+    def _holds_forgotten(self) -> bool:
+        gone = frozenset(self._means.forgotten(self._run.app))
+        for name in self._order.names:
+            people = self._folder.at(f"dataset.{name}") / PEOPLE_FILE
+            if gone and people.is_file():
+                with people.open(encoding="ascii") as lines:
+                    if any(line.strip() in gone for line in lines):
+                        return True
+        return False
 
     def _began_with(self) -> ReleaseVersion:
         """The release that was stable when the run began: its models are started from, its index mines negatives."""
@@ -322,7 +340,7 @@ class _Steps:
 
     def _supersede(self, result: Result) -> None:
         """A newer candidate that passed takes the place of those that wait."""
-        if result.published is None or not result.published.give or result.status not in ("published", "waiting"):
+        if result.published is None or result.published.give == "none" or result.status not in ("published", "waiting"):
             return
         for old in self._means.runs.waiting(self._run.app):
             if old.id < self._run.id and old.version is not None:

@@ -19,6 +19,9 @@ from filelock import FileLock, Timeout
 from registry.files import replace_file
 from training.runs import RunBusy
 
+LOCK_FILE, MLFLOW_FILE = ".lock", "mlflow.json"
+KEPT = frozenset({LOCK_FILE, MLFLOW_FILE})
+
 
 class RunFolder:
     """`home/training/APP/RUN`."""
@@ -30,7 +33,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time, also where the lease of a stalled one ran out. Raises RunBusy."""
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / LOCK_FILE)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -62,6 +65,12 @@ class RunFolder:
         """They are not done."""
         for step in steps:
             self._record(step).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Nothing of it is done, and nothing that it made is left; its run in MLflow stays the same."""
+        for path in self.path.iterdir():
+            if path.name not in KEPT:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def at(self, step: str) -> Path:
         return self.path / step

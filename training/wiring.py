@@ -19,6 +19,7 @@ from registry.schema import ReleaseVersion
 from serving import build
 from serving.schema import AppSpec
 from serving.store import SqlFeedbackStore, SqlItemStore, SqlSessionStore
+from serving.store.base import read_counter
 from serving.store.people import SqlPeople, ensure_people_secret
 from training.config import TrainingConfig
 from training.dataset.asked import asked_of
@@ -75,6 +76,7 @@ class Wiring:
             judge=lambda comparison, shown: Gates(self, comparison, shown).judged(),
             track=lambda run, state: self._track(app, run, state),
             interactions=lambda spec, folder: of_home(spec, folder, self.database, self.config.serving),
+            forgotten=SqlPeople(self.database).forgotten,
         )
 
     def _dataset(self, order: DatasetOrder, progress: Progress) -> DatasetInfo:
@@ -83,6 +85,8 @@ class Wiring:
         people, feedback = SqlPeople(self.database), SqlFeedbackStore(self.database)
         secret = ensure_people_secret(self.config.home, self.config.serving.secrets)
         Forgetting(feedback, people, secret, self.config.home / "spool", SqlSessionStore(self.database)).purge(app)
+        with self.database.reading() as connection:
+            heard = read_counter(connection, app, "feedback")
         with ExitStack() as stack, progress.step(f"{order.name}: data set", None):
             request = DatasetRequest(
                 app=app,
@@ -103,7 +107,8 @@ class Wiring:
             else:
                 info = build_dataset(request, order.folder)
         record_trained(people, app, info.fingerprint, order.folder)
-        return info
+        # What is left out, such as the last events of somebody who was forgotten, is no reason for another run.
+        return replace(info, feedback_seq=max(info.feedback_seq, heard))
 
     def _miner(self, stable: ReleaseVersion) -> AbstractContextManager[PipelineMiner]:
         spec = AppSpec.model_validate(stable.release.spec)

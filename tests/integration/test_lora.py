@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from training.lora.instructions import CONVERSATIONS, Instruction, Message
 from training.lora.options import LoraOptions
 from training.lora.tokens import encode
 from training.lora.trainer import TRAINER
-from training.ports import StopTraining, Task, Trained
+from training.ports import OBJECTIVE, StopTraining, Task, Trained
 
 torch = pytest.importorskip("torch")
 
@@ -95,7 +96,10 @@ def fit(task: Task, checkpoints: Path, stop_after: int | None = None) -> Trained
         reports: list[int] = []
 
         def hear(event: object) -> None:
-            reports.append(int(dict(event).get("step", 0)))  # type: ignore[call-overload]
+            told = dict(event)  # type: ignore[call-overload]
+            reports.append(int(told.get("step", 0)))
+            if "perplexity" in told.get("metrics", {}):
+                assert told["metrics"][OBJECTIVE] == pytest.approx(math.log(told["metrics"]["perplexity"]))
 
         with pytest.raises(StopTraining):
             TRAINER.loop(task, PlainLoop(checkpoints, on=hear, stop=lambda: max(reports) >= stop_after))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from registry.content import digest_folder
 from serving.components.embedder import EmbedderInfo, fingerprint
@@ -19,11 +20,14 @@ from serving.schema import AppSpec
 from tests.tiny_embedder import foreign, make_model, make_task, names
 from training.contrastive.encoder import Encoder
 from training.contrastive.loop import Worker, chosen, load_state, rate_at
+from training.contrastive.options import ContrastiveOptions
+from training.contrastive.pairs import Pair as Pairing
 from training.contrastive.trainer import TRAINER
+from training.contrastive.validation import Validation
 from training.errors import ExportRefused, TrainingRefused
 from training.export import export_embedder
 from training.job.loop import PlainLoop
-from training.ports import StopTraining, Task, Trained
+from training.ports import OBJECTIVE, StopTraining, Task, Trained
 
 WORKERS_LIMIT_S = 300
 
@@ -90,10 +94,33 @@ def test_what_it_learns_holds_for_items_it_never_saw(model: Path, tmp_path: Path
     assert watch.totals == [watch.reports[-1]["step"]]
     first, last = watch.reports[0]["metrics"], watch.reports[-1]["metrics"]
     assert last["validation_loss"] < first["validation_loss"]
+    assert last[OBJECTIVE] == 1 - last["validation_mrr"] < first[OBJECTIVE]
     assert first["validation_recall_at_1"] < 0.4
     assert trained.metrics["validation_recall_at_1"] > first["validation_recall_at_1"] + 0.3
     assert trained.metrics["validation_mrr"] == max(watch.of("validation_mrr")[1:])
     assert list(trained.models) == ["tiny-model"]
+
+
+def test_a_model_of_no_numbers_is_the_worst_and_its_training_ends(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        served, query_prompt, document_prompt = 4, "", ""
+
+        def encode(self, texts: list[str], prompt: str) -> np.ndarray:
+            return np.full((len(texts), 4), np.nan, np.float32)
+
+    task = make_task(model, tmp_path / "task")
+    texts = names()
+    pairs = [Pairing(foreign(text), text, rights=frozenset({text})) for text in texts]
+    assert isinstance(task.options, ContrastiveOptions)
+    assert set(Validation(pairs, texts, task.options, 0)._ranks(Broken())) == {len(texts)}  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        "training.contrastive.loop.make_loss",
+        lambda *_, **__: lambda columns, targets: torch.tensor(float("nan"), requires_grad=True),
+    )
+    with pytest.raises(TrainingRefused, match=r"step 1 is nan: lower options\.learning_rate"):
+        train(task)
 
 
 def test_killed_and_continued_is_as_undisturbed(model: Path, tmp_path: Path) -> None:

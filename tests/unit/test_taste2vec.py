@@ -20,7 +20,7 @@ from tests.tiny_taste import examples, info, items, made_up_material, make_app_f
 from training.dataset.example import Example, write_examples
 from training.errors import TrainingRefused
 from training.job.loop import PlainLoop
-from training.ports import Task
+from training.ports import OBJECTIVE, Task
 from training.taste2vec.component import export_taste, load_encoder
 from training.taste2vec.encoder import TasteEncoder, encode, tensors
 from training.taste2vec.learn import Learner, neighbourhoods
@@ -116,6 +116,14 @@ def test_items_that_measure_alike_are_kept_close() -> None:
     assert found(alike=2.0) > found(alike=0.0) + 0.02
 
 
+def test_an_encoder_of_no_numbers_is_the_worst() -> None:
+    made = learner(made_up_material())
+    with torch.no_grad():
+        for parameter in made._encoder.parameters():
+            parameter.fill_(float("nan"))
+    assert made.validate()["validation_mrr"] < 0.1
+
+
 def test_it_learns_and_learns_the_same_again() -> None:
     runs = []
     for _ in range(2):
@@ -125,6 +133,7 @@ def test_it_learns_and_learns_the_same_again() -> None:
             metrics = made.one_epoch()
         runs.append((made.state(), metrics))
         assert metrics["validation_mrr"] > before + 0.25
+        assert metrics[OBJECTIVE] == 1 - metrics["validation_mrr"]
     assert runs[0][1] == runs[1][1]
     assert all(torch.equal(a, b) for a, b in zip(runs[0][0]["best"].values(), runs[1][0]["best"].values(), strict=True))
 

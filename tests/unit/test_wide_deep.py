@@ -21,7 +21,7 @@ from tests.wide_deep import ITEMS, ranker_of, task_in, taste, train
 from training.dataset.example import Example
 from training.job.loop import PlainLoop
 from training.metrics import calibration_error
-from training.ports import StopTraining, Trained
+from training.ports import OBJECTIVE, StopTraining, Trained
 from training.wide_deep.options import WideDeepOptions
 from training.wide_deep.trainer import TRAINER, platt
 
@@ -232,6 +232,7 @@ def test_training_ends_when_validation_no_longer_gains_and_keeps_the_best(tmp_pa
 
     def hear(event: Mapping[str, Any]) -> None:
         if event["kind"] == "report":
+            assert event["metrics"][OBJECTIVE] == event["metrics"]["validation_log_loss"]
             reports.append((event["step"], event["metrics"]["validation_log_loss"]))
 
     loop = PlainLoop(task.work / "checkpoints", digest="d", on=hear)

@@ -11,6 +11,7 @@ a GPU sums of half precision come in no fixed order, so there the last digits di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -111,6 +112,8 @@ class Worker:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
         total = sum(self._backward(batch, len(batches)) for batch in batches)
+        if not math.isfinite(total):
+            raise TrainingRefused(f"the loss of step {step} is {total}: lower options.learning_rate")
         self._scaler.unscale_(self._optimiser)
         if self._loop.world > 1:
             average_gradients(self._learning, self._loop.world)

@@ -18,6 +18,7 @@ from training.contrastive.encoder import Encoder
 from training.contrastive.losses import Loss
 from training.contrastive.options import ContrastiveOptions
 from training.contrastive.pairs import Batching, Pair, epoch_batches
+from training.ports import OBJECTIVE
 
 LOSS_BATCHES = 16
 SCORE = "validation_mrr"
@@ -49,10 +50,12 @@ class Validation:
         ranks = self._ranks(encoder)
         found = {f"validation_recall_at_{k}": float((ranks <= k).mean()) for k in (1, 10)}
         worth = self._loss(encoder, loss, targets)
-        return {SCORE: float((1 / ranks).mean()), **found} | ({} if worth is None else {"validation_loss": worth})
+        score = float((1 / ranks).mean())
+        # Not the loss: it is smaller with fewer wrong items beside, whatever the model is worth.
+        return {SCORE: score, OBJECTIVE: 1 - score, **found} | ({} if worth is None else {"validation_loss": worth})
 
     def _ranks(self, encoder: Encoder) -> NDArray[np.int64]:
-        """Rank, from 1, of the best right item of each query; equal scores count against it."""
+        """Rank, from 1, of the best right item of each query; equal scores count against it, and no number is last."""
         cut = encoder.served
         queries = unit(encoder.encode(self.queries, encoder.query_prompt)[:, :cut])
         items = unit(encoder.encode(self.items, encoder.document_prompt)[:, :cut])
@@ -60,7 +63,8 @@ class Validation:
         for row, rights in enumerate(self.rights):
             scores = items @ queries[row]
             best = max(scores[right] for right in rights)
-            ranks.append(1 + sum(scores >= best) - sum(scores[right] >= best for right in rights))
+            before = sum(scores >= best) - sum(scores[right] >= best for right in rights)
+            ranks.append(1 + before if np.isfinite(best) else len(self.items))
         return np.asarray(ranks, np.int64)
 
     def _loss(self, encoder: Encoder, loss: Loss, targets: Mapping[str, NDArray[np.float32]]) -> float | None:

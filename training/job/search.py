@@ -1,7 +1,7 @@
 """Try several sets of options and keep the best: Ray Tune with ASHA (Li et al., arXiv 1810.05934).
 
 Called by `training.run` for `palate train APP --tune N`. A trial is the trainer's loop on one worker, judged by the
-`validation_loss` that it reports (lower is better). The first trial has the options of app.yaml; the others are drawn
+`objective` that it reports (lower is better). The first trial has the options of app.yaml; the others are drawn
 from `Trainer.search_space` by the task's seed.
 
 A search that was killed goes on: every trial keeps checkpoints and its reports. Tune gets the reports again, up to
@@ -33,11 +33,10 @@ from training.job.fit import resolved
 from training.job.follow import failure
 from training.job.loop import CHECKPOINTS, JobLoop, Place, Work, run_loop
 from training.job.work import Job
-from training.ports import StopTraining, Task, Trainer
+from training.ports import OBJECTIVE, StopTraining, Task, Trainer
 from training.progress import Progress
 from training.tracking import Tracking
 
-LOSS = "validation_loss"
 PERCENT = "percent"
 GRACE_PERCENT = 20
 """Of its steps that every trial gets ..."""
@@ -50,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`metric`: its last `validation_loss`; None where it reported none."""
+    """`metric`: its last `objective`; None where it reported none."""
 
     number: int
     options: Mapping[str, Any]
@@ -80,7 +79,7 @@ class Around:
 
 def search(trainer: Trainer, task: Task, trials: int, around: Around) -> Found:
     """Raises TrainingRefused for a trainer without a search space or a cluster without room, TrainingFailed when no
-    trial came to its end with a `validation_loss`, StopTraining as `fit`."""
+    trial came to its end with a `objective`, StopTraining as `fit`."""
     one = _on_one_worker(resolved(task))
     drawn = draw(trainer, one.options, trials, task.seed)
     jobs = [_Trial(n, Job(trainer, _trial_task(one, n, options), around.where)) for n, options in enumerate(drawn)]
@@ -100,7 +99,7 @@ def search(trainer: Trainer, task: Task, trials: int, around: Around) -> Found:
         default=None,
     )
     if best is None or best.metric is None:
-        why = next((r.error for r in results if r.error), f"none reported {LOSS!r}")
+        why = next((r.error for r in results if r.error), f"none reported {OBJECTIVE!r}")
         raise TrainingFailed(f"none of {len(results)} trials came to its end: {why}")
     return Found(best.options, best.metric, results)
 
@@ -158,7 +157,7 @@ class _Trial:
                     self.step, self.loss = int(event["step"]), event["loss"]
                 case "report":
                     self.step = max(self.step, int(event["step"]))
-                    self.loss = event["metrics"].get(LOSS, self.loss)
+                    self.loss = event["metrics"].get(OBJECTIVE, self.loss)
                     self.tracking.metrics(event["metrics"], int(event["step"]))
                 case "ended":
                     self.ended = True
@@ -241,7 +240,7 @@ class _Tuning(threading.Thread):
             tune.with_resources(tune.with_parameters(_trial, works=works), named),
             param_space={"number": tune.grid_search(list(range(len(works))))},
             tune_config=tune.TuneConfig(
-                metric=LOSS,
+                metric=OBJECTIVE,
                 mode="min",
                 max_concurrent_trials=max(1, min(at_once, len(works))),
                 scheduler=ASHAScheduler(
@@ -314,15 +313,15 @@ class _TrialLoop(JobLoop):
         for report in kept:
             self._tune(report)
         if kept:
-            self.channel.tell({"kind": "replayed", "step": kept[-1]["step"], "loss": kept[-1][LOSS]})
+            self.channel.tell({"kind": "replayed", "step": kept[-1]["step"], "loss": kept[-1][OBJECTIVE]})
         return folder
 
     def report(self, step: int, metrics: Mapping[str, float], save: Callable[[Path], None] | None = None) -> None:
         super().report(step, metrics, save)
-        if LOSS not in metrics:
+        if OBJECTIVE not in metrics:
             return
         percent = max(1, 100 * step // self._total) if self._total else 1
-        report = {"task": self._digest, "step": step, PERCENT: percent, LOSS: float(metrics[LOSS])}
+        report = {"task": self._digest, "step": step, PERCENT: percent, OBJECTIVE: float(metrics[OBJECTIVE])}
         with self._reports.open("a", encoding="utf-8") as file:
             file.write(json.dumps(report) + "\n")
         self._tune(report)
@@ -331,7 +330,7 @@ class _TrialLoop(JobLoop):
         from ray import tune
 
         try:
-            tune.report({name: report[name] for name in ("step", PERCENT, LOSS)})
+            tune.report({name: report[name] for name in ("step", PERCENT, OBJECTIVE)})
         except SystemExit:  # how Tune ends a trial that it gave up on
             raise StopTraining from None
 

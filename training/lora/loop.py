@@ -6,6 +6,7 @@ split each batch and the validation; the loss is the mean over the answer tokens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from training.errors import TrainingRefused
 from training.lora.model import adapter_weights, set_adapter_weights
 from training.lora.options import LoraOptions
 from training.lora.tokens import Tokens, batches
-from training.ports import Loop
+from training.ports import OBJECTIVE, Loop
 
 STATE_FILE = "state.pt"
 LOG_EVERY = 10
@@ -65,7 +66,7 @@ class Worker:
         else:
             self._progress.perplexity_before = self._progress.perplexity = self._measure()
             self._progress.best = adapter_weights(self._model)
-            self._loop.report(0, {"perplexity": self._progress.perplexity}, lambda at: self._save(at, config))
+            self._loop.report(0, _told(self._progress.perplexity), lambda at: self._save(at, config))
         for step, rows in self._ahead():
             if self._progress.poor >= self._options.patience:
                 return
@@ -73,7 +74,7 @@ class Worker:
             if step == self._steps or step % self._options.evaluate_every == 0:
                 perplexity = self._measure()
                 self._keep(step, perplexity)
-                metrics = {"train_loss": loss, "perplexity": perplexity}
+                metrics = {"train_loss": loss, **_told(perplexity)}
                 self._loop.report(step, metrics, lambda at: self._save(at, config))
             elif step % LOG_EVERY == 0:
                 self._loop.report(step, {"train_loss": loss})
@@ -209,3 +210,7 @@ def _rate(step: int, steps: int, warmup_ratio: float) -> float:
 def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]
+
+
+def _told(perplexity: float) -> dict[str, float]:
+    return {"perplexity": perplexity, OBJECTIVE: math.log(perplexity)}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.components.taste import TasteInputs
+from training.ports import OBJECTIVE
 from training.taste2vec.encoder import TasteEncoder, encode, tensors
 from training.taste2vec.material import Examples, Ints, Material
 from training.taste2vec.objective import drift, drop_parts, pull, push, resemble
@@ -104,9 +105,11 @@ class Learner:
         queries = encode(self._encoder, self._material.queries.rows(asked), self._device)
         scores = queries @ encode(self._encoder, self._material.items, self._device).T
         own = scores[first, chosen.item]
-        ranks = 1 + (scores[first] > own[:, None]).sum(axis=1)
+        ranks = 1 + (~(scores[first] <= own[:, None])).sum(axis=1)  # what is no number is last
+        score = float((1 / ranks).mean())
         return {
-            "validation_mrr": float((1 / ranks).mean()),
+            "validation_mrr": score,
+            OBJECTIVE: 1 - score,
             f"validation_recall_at_{RECALL_AT}": float((ranks <= RECALL_AT).mean()),
         }
 

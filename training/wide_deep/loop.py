@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from serving.components.rank_features import UNKNOWN, FeatureEncoder, FeatureSpec
 from training.errors import TrainingRefused
-from training.ports import Loop
+from training.ports import OBJECTIVE, Loop
 from training.wide_deep.fit import Part
 from training.wide_deep.model import Optimisers, WideDeep, share_gradients
 from training.wide_deep.options import WideDeepOptions
@@ -148,7 +148,7 @@ class Run:
             progress.worse += 1
         metrics = {"train_loss": train_loss, "epoch": progress.step / self._per_epoch}
         if loss is not None:
-            metrics["validation_log_loss"] = loss
+            metrics["validation_log_loss"] = metrics[OBJECTIVE] = loss
         self._loop.report(progress.step, metrics, self._save)
 
     def _validation_loss(self) -> float | None:
