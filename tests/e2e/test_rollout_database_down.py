@@ -41,7 +41,7 @@ def test_database_is_down_for_a_minute(postgres: PostgresServer) -> None:
             finally:
                 postgres.start()
             answered = len(traffic.samples) - asked
-            rollouts.wait_for_phase(version, "baking", 240)
+            rollouts.wait(lambda _: rollouts.stable() == version, "the promotion", 240)
             rollouts.wait_for_end()
             # Feedback of the minute was kept in the spool, and judged when it was back.
             rollouts.start(broken)
