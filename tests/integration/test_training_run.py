@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ import pytest
 from registry.errors import RegistryUnavailable, ReleaseNotFound
 from registry.memory_store import MemoryStore
 from registry.schema import ReleaseVersion
-from serving.schema import AppSpec, FeedbackEvent, Item
-from serving.store import SqlFeedbackStore
+from serving.schema import AppSpec, Item
 from tests.endpoint import build_release, quiet_progress
 from tests.learning import APP, ITEMS, RANKER, Classroom, learning_spec, write_made_up_examples
 from tests.platform import ROOT
-from training.dataset.example import PEOPLE_FILE
 from training.errors import RunFenced, TrainingRefused
 from training.index import Inputs, ReleaseBuilder
 from training.learner import Learner, Settings
@@ -194,44 +191,6 @@ def test_a_run_that_lost_its_lease_publishes_nothing(room: Classroom) -> None:
         train(order, replace(means, judge=judge_slowly))
     assert [v.version for v in room.releases.versions(APP)] == [1]
     assert Runs(room.database).of(APP)[0].live, "the other one goes on"
-
-
-def test_a_person_who_was_forgotten_meanwhile_is_in_no_release(room: Classroom) -> None:
-    """First while the run lies interrupted, then while it evaluates."""
-    means, order, gone = room.means(), room.order(learning_spec(canary=True)), set[str]()
-    built: list[frozenset[str]] = []
-
-    def dataset(asked: Any, progress: Any) -> Any:
-        info = means.dataset(asked, progress)
-        built.append(frozenset({"ann", "bob"} - gone))
-        (asked.folder / PEOPLE_FILE).write_text("".join(f"{one}\n" for one in sorted(built[-1])))
-        return info
-
-    def breaks(*_: Any) -> Any:
-        raise RegistryUnavailable("the machine went away")
-
-    def judge(*arguments: Any) -> Any:
-        gone.add("bob")
-        return means.judge(*arguments)
-
-    means_of = partial(replace, means, dataset=dataset, forgotten=lambda _: gone)
-    with pytest.raises(RegistryUnavailable):
-        train(order, means_of(fit=breaks))
-    gone.add("ann")
-    with pytest.raises(TrainingRefused, match="forgotten meanwhile"):
-        train(order, means_of(judge=judge))
-    assert [version.version for version in room.releases.versions(APP)] == [1]
-    assert not list(room.home.rglob(PEOPLE_FILE))
-    assert train(order, means_of()).status == "published"
-    assert built == [{"ann", "bob"}, {"bob"}, frozenset()]
-
-
-def test_what_is_left_out_is_no_reason_for_another_run(room: Classroom) -> None:
-    """Events that nothing learns from count as heard."""
-    told = [FeedbackEvent(f"e{n}", f"t{n}", APP, "1", "order", 5.0, f"u{n}", selected="t0") for n in range(7)]
-    SqlFeedbackStore(room.database).record_many(told)
-    assert train(room.order(learning_spec()), room.means()).status == "published"
-    assert Runs(room.database).of(APP)[0].feedback_seq == 7
 
 
 def test_what_cannot_be_trained_is_refused_in_a_sentence(room: Classroom) -> None:
