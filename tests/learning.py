@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydantic import BaseModel, ConfigDict
 
 from registry.database import migrate, open_database
@@ -163,6 +164,15 @@ class Classroom:
     def _track(self) -> MemoryTracking:
         self.tracked.append(MemoryTracking())
         return self.tracked[-1]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Classroom]:
+    """With releases in memory."""
+    made = Classroom(tmp_path)
+    made.seed()
+    yield made
+    made.database.close()
 
 
 def main() -> None:

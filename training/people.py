@@ -19,7 +19,7 @@ from registry.ports import ReleaseStore
 from serving.ports import FeedbackStore, SessionStore
 from serving.schema.pseudonym import pseudonym
 from serving.store.people import EVERY_APP, SqlPeople, forget_spooled
-from training.dataset.example import PEOPLE_FILE, load_info
+from training.dataset.example import load_info, people_in
 from training.lineage import dataset_key, started_from_key, trained_key
 
 PEOPLE_AT_ONCE = 50_000
@@ -61,9 +61,9 @@ def record_trained(people: People, app: str, fingerprint: str, dataset: Path) ->
     never be without it. Again does nothing. Raises DatasetInvalid for a folder that is not complete, StoreUnavailable.
     """
     load_info(dataset)
-    with (dataset / PEOPLE_FILE).open(encoding="ascii") as lines:
-        while chunk := list(islice(lines, PEOPLE_AT_ONCE)):
-            people.record_trained(app, fingerprint, sorted({line.strip() for line in chunk}))
+    told = people_in(dataset)
+    while chunk := list(islice(told, PEOPLE_AT_ONCE)):
+        people.record_trained(app, fingerprint, sorted(set(chunk)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,10 +69,11 @@ class Progress:
             if total and now - last >= LINE_EVERY_S:
                 last = now
                 rate = done / max(now - started, 1e-6)
-                left = (
-                    f", {rate:,.{1 if rate < 10 else 0}f}/s, about {(total - done) / rate:.0f} s left" if done else ""
-                )
-                self._say(f"{name}: {done:,} of {total:,}{left}")
+                told = f"{name}: {done:,} of {total:,}"
+                if done:  # before the first, the rate says nothing
+                    decimals = 1 if rate < 10 else 0
+                    told += f", {rate:,.{decimals}f}/s, about {(total - done) / rate:.0f} s left"
+                self._say(told)
 
         yield report
 

@@ -22,7 +22,7 @@ from registry.errors import RegistryUnavailable, ReleaseNotFound
 from registry.manifest import from_json, to_json
 from registry.schema import ReleaseVersion
 from training import lineage
-from training.dataset.example import PEOPLE_FILE, DatasetInfo
+from training.dataset.example import DatasetInfo, people_in
 from training.errors import RunFenced, TrainingRefused
 from training.index import BuiltRelease, Inputs, ReleaseBuilder
 from training.order import Comparison, DatasetOrder, Means, Order, Result, SnapshotItems, write_items
@@ -192,13 +192,9 @@ class _Steps:
 
     def _holds_forgotten(self) -> bool:
         gone = frozenset(self._means.forgotten(self._run.app))
-        for name in self._order.names:
-            people = self._folder.at(f"dataset.{name}") / PEOPLE_FILE
-            if gone and people.is_file():
-                with people.open(encoding="ascii") as lines:
-                    if any(line.strip() in gone for line in lines):
-                        return True
-        return False
+        data = [f"dataset.{name}" for name in self._order.names]
+        made = [self._folder.at(step) for step in data if self._folder.done(step) is not None]
+        return any(not gone.isdisjoint(people_in(folder)) for folder in made)
 
     def _began_with(self) -> ReleaseVersion:
         """The release that was stable when the run began: its models are started from, its index mines negatives."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +12,11 @@ from registry.errors import RegistryUnavailable
 from serving.schema import FeedbackEvent
 from serving.store import SqlFeedbackStore
 from tests.learning import APP, Classroom, learning_spec
+from tests.learning import room as room
 from training.dataset.example import PEOPLE_FILE
 from training.errors import TrainingRefused
 from training.run import train
 from training.runs import Runs
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Iterator[Classroom]:
-    made = Classroom(tmp_path)
-    made.seed()
-    yield made
-    made.database.close()
 
 
 def test_a_person_who_was_forgotten_meanwhile_is_in_no_release(room: Classroom) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from registry.schema import ReleaseVersion
 from serving.schema import AppSpec, Item
 from tests.endpoint import build_release, quiet_progress
 from tests.learning import APP, ITEMS, RANKER, Classroom, learning_spec, write_made_up_examples
+from tests.learning import room as room
 from tests.platform import ROOT
 from training.errors import RunFenced, TrainingRefused
 from training.index import Inputs, ReleaseBuilder
@@ -25,15 +25,6 @@ from training.learner import Learner, Settings
 from training.run import train
 from training.runs import Ask, Runs
 from training.triggers import Due
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Iterator[Classroom]:
-    """With releases in memory."""
-    made = Classroom(tmp_path)
-    made.seed()
-    yield made
-    made.database.close()
 
 
 def newest(room: Classroom) -> ReleaseVersion:

@@ -13,7 +13,6 @@ the words that go together by other models; here the examples themselves tell.
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -61,11 +60,11 @@ def extend(folder: Path, pairs: Sequence[Pair], options: VocabularyOptions, seed
 
 def find_words(queries: Sequence[str], options: VocabularyOptions) -> list[str]:
     """The pieces that words of the script are best put together of, the longest first."""
-    counts = Counter(word for query in queries for word in _words(query, options.script.upper()))
+    script = options.script.upper()
     pieces = Tokenizer(BPE())
     pieces.pre_tokenizer = WhitespaceSplit()
     trainer = BpeTrainer(vocab_size=options.size, min_frequency=options.least, show_progress=False, special_tokens=[])
-    pieces.train_from_iterator((word for word in sorted(counts) for _ in range(counts[word])), trainer)
+    pieces.train_from_iterator((word for query in queries for word in _words(query, script)), trainer)
     return sorted(pieces.get_vocab(), key=lambda piece: (-len(piece), piece))
 
 

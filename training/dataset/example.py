@@ -110,6 +110,12 @@ def save_info(folder: Path, info: DatasetInfo) -> None:
     replace_file(folder / "dataset.json", text)  # a folder that holds it is complete
 
 
+def people_in(folder: Path) -> Iterator[str]:
+    """The pseudonyms of all whose events went in; one may come twice."""
+    with (folder / PEOPLE_FILE).open(encoding="ascii") as lines:
+        yield from map(str.strip, lines)
+
+
 def load_info(folder: Path) -> DatasetInfo:
     """Raises DatasetInvalid for a folder that `training.dataset` did not finish."""
     try:

@@ -79,7 +79,7 @@ class Around:
 
 def search(trainer: Trainer, task: Task, trials: int, around: Around) -> Found:
     """Raises TrainingRefused for a trainer without a search space or a cluster without room, TrainingFailed when no
-    trial came to its end with a `objective`, StopTraining as `fit`."""
+    trial came to its end with an `objective`, StopTraining as `fit`."""
     one = _on_one_worker(resolved(task))
     drawn = draw(trainer, one.options, trials, task.seed)
     jobs = [_Trial(n, Job(trainer, _trial_task(one, n, options), around.where)) for n, options in enumerate(drawn)]
